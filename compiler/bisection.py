@@ -32,15 +32,16 @@ from ir.verify import verify
 from passes.manager.base import answering
 from passes.manager.instruments import diff_of
 from passes.manager.manager import PassContext, PassManager
+from passes.rewrite.bounds.reach import bounds_of
+from passes.rewrite.bounds.tolerance import Bounds
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.scope import ModuleClasses
-from passes.rewrite.tolerance import Tolerance, composed
 
 NEVER, BEFORE, FOUND = "never wrong", "wrong before the first step", "found"
 """The verdicts."""
 
-Judge = Callable[[Program, Tolerance | None], str | None]
+Judge = Callable[[Program, Bounds | None], str | None]
 """Returns why a program is wrong, or None where it is right; told how far its steps changed numbers on purpose."""
 
 Report = Callable[[str], None]
@@ -145,7 +146,7 @@ class _Made:
     program: Program
     fault: str | None
     """Why it failed."""
-    tolerance: Tolerance | None = None
+    bounds: Bounds | None = None
 
 
 @attrs.define(eq=False)
@@ -231,13 +232,13 @@ class Bisector:
                 verify(program)
             except GraphwrightError as error:
                 return _Made(program, str(error))
-        return _Made(program, None, composed(log.approximations.listed()))
+        return _Made(program, None, bounds_of(program, log.approximations.listed()))
 
     def _judged(self, steps: Steps, title: str) -> str | None:
         made = self._program(steps)
         self.checks += 1
         try:
-            fault = self.judge(made.program, made.tolerance) if made.fault is None else made.fault
+            fault = self.judge(made.program, made.bounds) if made.fault is None else made.fault
         except UntestableError:
             self._say(f"{title}: it cannot be told")
             raise
@@ -317,7 +318,7 @@ def _asking(check: Callable[[GraphModule], bool | None]) -> Judge:
     if not callable(check):
         raise InputError(f"check={check!r} is not a function", remedy="give a function of the emitted module")
 
-    def judge(program: Program, _: Tolerance | None) -> str | None:
+    def judge(program: Program, _: Bounds | None) -> str | None:
         try:
             answer = check(emit(program).module)
         except UntestableError:
@@ -346,17 +347,17 @@ def _comparison(model: Any, prepared: Prepared) -> Judge:
             remedy="pass `example_inputs`, or a function that tells whether a module is right: `check=`",
         )
 
-    def judge(program: Program, tolerance: Tolerance | None) -> str | None:
+    def judge(program: Program, bounds: Bounds | None) -> str | None:
         try:
             emitted = emit(program)
-            Check(reference, program, emitted, captured.args, captured.kwargs, tolerance).run()
+            Check(reference, program, emitted, captured.args, captured.kwargs, bounds).run()
             validate_result(
                 reference.model if isinstance(model, Program) else model,
                 emitted.module,
                 captured.args,
                 captured.kwargs,
                 parameter_map=reference.names_in(emitted) if isinstance(model, Program) else emitted.parameter_map,
-                tolerance=tolerance,
+                bounds=bounds,
             )
         except GraphwrightError as error:
             return error.message

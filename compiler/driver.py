@@ -41,17 +41,18 @@ from compiler.runtime.deployable import Deployable
 from compiler.savefiles import check_folder
 from compiler.scopes import check_scopes, module_classes
 from compiler.targets.target import Target
-from ir.errors import InputError
+from ir.errors import InputError, VerificationError
 from ir.paths import checked_path
 from ir.program import Program, copy_program
 from ir.verify import verify
 from passes.manager.base import answering
 from passes.manager.instruments import count_operations
 from passes.manager.manager import Fixpoint, Instrument, Pass, PassContext, PassManager, PassResult
+from passes.rewrite.bounds.reach import bounds_of
+from passes.rewrite.bounds.tolerance import Approximation, Bounds, Tolerance, composed
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import MatchRecord, Remark
-from passes.rewrite.tolerance import Approximation, Tolerance, composed
 
 VALIDATE_MODES = ("off", "final", "each")
 
@@ -91,12 +92,17 @@ class TransformResult(Deployable, Viewable):
     operations_after: Mapping[str, int]
     """Operators of the emitted program; a fused region counts as one."""
     approximations: tuple[Approximation, ...]
-    """Rules and passes that changed numbers on purpose, each with its bound and how often it did."""
+    """Rules and passes that changed numbers on purpose, each with its bound, how often it did, and what it reaches."""
+    bounds: Bounds | None
+    """How far each result, and each buffer after a call, may differ on purpose; None where nothing does."""
     _replay: Replay = attrs.field(eq=False)
 
     @property
     def tolerance(self) -> Tolerance | None:
-        """How far results may differ on purpose: the bounds of `approximations` together; None without any."""
+        """How far results may differ on purpose: the bounds of `approximations` together; None without any.
+
+        A result that only some of them reach may differ less: `bounds` has each.
+        """
         return composed(self.approximations)
 
     def explain(self, at: Any = None, *, rule: Any = None) -> Explanation:
@@ -222,7 +228,8 @@ def transform(
             dict of several. Left out without example inputs, and on the meta device.
         validate: "off"; "final" compares original and result on random inputs; "each" also validates every rewrite.
             Without example inputs, "each" validates the rewrites only. Here and in the check, rules and passes that
-            change numbers on purpose are held to the bounds that they state, all others to rounding.
+            change numbers on purpose are held to the bounds that they state, in the results that they can reach; all
+            else is held to rounding.
         progress: called with the name of each stage as it begins.
         plan: a plan of this model, made by `plan(...)`, to be followed: its rewrites are made, and no others. It has
             its target and its pipeline; neither is given then, nor `patterns`.
@@ -345,14 +352,17 @@ def _compiled(
     if reproducers is not None:
         instruments += (Reproducers(reproducers, (manager,), log.modules, strict, validate),)
     context = PassContext(log=log, instruments=instruments, scope=manager.scope.bound(log.modules))
-    with answering(manager, program, context):
-        manager.run(program, context)
-    if plan is not None and following is not None:
-        plan.check(following.rewrites(), log.misses)
-    stages.run("verify", lambda: verify(program))
+    try:
+        with answering(manager, program, context):
+            manager.run(program, context)
+        if plan is not None and following is not None:
+            plan.check(following.rewrites(), log.misses)
+        stages.run("verify", lambda: verify(program))
+    except VerificationError as error:
+        raise replay.blamed(error) from error
     emitted = stages.run("emit", lambda: emit(program))
     approximations = log.approximations.listed()
-    tolerance = composed(approximations)
+    bounds = bounds_of(program, approximations)
     remarks = [*applied(log), *log.remarks, *kept(program, log, manager), *left_out(captured)]
     remarks += approximated(approximations, program)
     reference = reference_of(model, captured) if check or isinstance(model, Program) else None
@@ -369,7 +379,7 @@ def _compiled(
             )
         else:
             call = captured.args, captured.kwargs
-            stages.run("check", lambda: Check(reference, program, emitted, *call, tolerance).run())
+            stages.run("check", lambda: Check(reference, program, emitted, *call, bounds).run())
     if validate != "off" and captured.has_example:
         args, kwargs = captured.args, captured.kwargs
         original, names = model, emitted.parameter_map
@@ -378,7 +388,7 @@ def _compiled(
             original, names = reference.model, reference.names_in(emitted)
         stages.run(
             "validate",
-            lambda: validate_result(original, emitted.module, args, kwargs, parameter_map=names, tolerance=tolerance),
+            lambda: validate_result(original, emitted.module, args, kwargs, parameter_map=names, bounds=bounds),
         )
     if each is not None:
         remarks.extend(each.remarks())
@@ -393,5 +403,6 @@ def _compiled(
         operations_before=before,
         operations_after=count_operations(program),
         approximations=approximations,
+        bounds=bounds,
         replay=replay,
     )

@@ -12,9 +12,9 @@ from ir.opdef import Trait
 from ir.program import Program
 from passes.explain.unfused import UnfusedReasons
 from passes.manager.manager import PassManager
+from passes.rewrite.bounds.tolerance import Approximation, composed
 from passes.rewrite.driver import RewriteLog, is_computation
 from passes.rewrite.remarks import Remark
-from passes.rewrite.tolerance import Approximation, composed
 
 
 def left_out(captured: Captured) -> list[Remark]:

@@ -32,11 +32,11 @@ from ir.errors import (
     VerificationError,
 )
 from passes.manager.manager import Fixpoint, Pass, PassContext, PassManager
+from passes.rewrite.bounds.tolerance import Approximation, Tolerance
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Pattern, PatternBuilder, scoped
 from passes.rewrite.remarks import GraphwrightWarning, MatchRecord, Refusal, Remark
 from passes.rewrite.rewriter import Rewriter
-from passes.rewrite.tolerance import Approximation, Tolerance
 
 __all__ = [
     "Approximation",

@@ -34,7 +34,7 @@ from ir.errors import GraphwrightError
 from ir.program import Program
 from ir.text.parser import parse_program
 from ir.verify import verify
-from passes.rewrite.tolerance import Tolerance
+from passes.rewrite.bounds.tolerance import Bounds
 
 PLACE = "{program}"
 """What stands in a command for the file of a program."""
@@ -173,7 +173,7 @@ def _running(command: str, folder: Path) -> Judge:
     """Return what runs a command on the file of a program."""
     words = shlex.split(command)
 
-    def judge(program: Program, _: Tolerance | None) -> str | None:
+    def judge(program: Program, _: Bounds | None) -> str | None:
         file = folder / "program.gw"
         save_program(program, file, weights=has_data(program))
         try:

@@ -60,7 +60,7 @@ def compile_and_report(
                     args or (),
                     kwargs,
                     parameter_map=result.parameter_map,
-                    tolerance=result.tolerance,
+                    tolerance=result.bounds,
                 )
             except MeasurementError as error:
                 unmeasured = error.message

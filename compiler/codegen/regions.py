@@ -24,6 +24,7 @@ from ir.caches import cached
 from ir.core import Operation, Value
 from ir.program import Weight
 from ir.spelling import free_name
+from passes.rewrite.region_names import parts_of
 
 _RESERVED = frozenset({*dir(FusedRegion), *dir(FusedModule)})
 """Attributes of every region: a child of such a name could not be reached."""
@@ -54,8 +55,7 @@ class Region:
         self.kind = str(op.attributes.get("kind") or op.name.partition(".")[2])
         self.operands = dict(zip(self.body.inputs, op.operands, strict=True))
         self.ops = list(self.body.operations())
-        names = tuple(op.attributes.get("parts") or ())
-        self.names = [str(names[i]) if i < len(names) else "" for i in range(len(self.ops))]
+        self.names = list(parts_of(op))
         self.whole = self._whole()
         self.quantized: dict[Value, Operation] = {}
         """The inputs of the body that are quantized here, and by which operation of the program."""

@@ -20,10 +20,12 @@ from compiler.equality.observation import copied_arguments, flatten, foreign_see
 from compiler.equality.widened import ALL_FLOATS, copied_module, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import RELATIVE_BOUND, allowed_error, dense, precision_floor, tensor_difference
 from ir.errors import GraphwrightError
-from passes.rewrite.tolerance import Tolerance
+from passes.rewrite.bounds.tolerance import Bounds, Tolerance, as_bounds
 
-_Read = Callable[[nn.Module, Any, Any], list[torch.Tensor]]
-"""Returns the tensors to compare, given a module that was called, the arguments and what it returned."""
+_Read = Callable[[nn.Module, Any, Any], list[torch.Tensor | None]]
+"""Returns the leaves to compare, given a module that was called, the arguments and what it returned.
+
+None stands for what is no tensor."""
 
 
 class MeasurementError(GraphwrightError):
@@ -112,7 +114,7 @@ def measure_accuracy(
     *,
     parameter_map: ParameterMap | None = None,
     seed: int = 0,
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerance | Bounds | None = None,
 ) -> Accuracy:
     """Run both modules on one input, in their own precision and in float64, and compare the results.
 
@@ -127,14 +129,17 @@ def measure_accuracy(
         parameter_map: of the emitted module. With it, derived weights are recomputed in float64, so that their rounding
             does not count.
         seed: of the random numbers that the modules draw.
-        tolerance: how far the emitted module differs on purpose: `result.tolerance`.
+        tolerance: how far the emitted module differs on purpose: `result.bounds` for each result as far as it says, or
+            one tolerance for all results.
 
     Raises:
         MeasurementError: when a module cannot be copied or run.
     """
     source = original.module() if isinstance(original, ExportedProgram) else original
     arguments, reads = (tuple(args), dict(kwargs or {})), (_results, _results)
-    return _measure(source, emitted, arguments, parameter_map, seed, reads, tolerance)
+    bounds = as_bounds(tolerance)
+    intended = None if bounds is None else bounds.of_results
+    return _measure(source, emitted, arguments, parameter_map, seed, reads, intended)
 
 
 def measure_effects(
@@ -143,7 +148,7 @@ def measure_effects(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     buffers: Mapping[str, str],
-    tolerance: Tolerance | None = None,
+    bounds: Bounds | None = None,
 ) -> Accuracy:
     """Measure what one call leaves in its arguments and in buffers, as `measure_accuracy` does with the results.
 
@@ -153,20 +158,27 @@ def measure_effects(
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
         buffers: names of buffers of the emitted module -> those of the original.
-        tolerance: how far the emitted module differs on purpose.
+        bounds: how far the emitted module differs on purpose.
 
     Raises:
         MeasurementError: when a module cannot be copied or run.
     """
     reads = partial(_effects, list(buffers.values())), partial(_effects, list(buffers))
-    return _measure(original, emitted, (tuple(args), dict(kwargs)), None, 0, reads, tolerance)
+
+    def intended(count: int) -> list[Tolerance | None]:
+        assert bounds is not None
+        left = [bounds.of_buffer(name) for name in buffers]
+        return [bounds.of_arguments()] * (count - len(left)) + left
+
+    given = None if bounds is None else intended
+    return _measure(original, emitted, (tuple(args), dict(kwargs)), None, 0, reads, given)
 
 
-def _results(_: nn.Module, __: Any, results: Any) -> list[torch.Tensor]:
-    return [leaf.detach() for leaf in flatten(results)[0] if isinstance(leaf, torch.Tensor)]
+def _results(_: nn.Module, __: Any, results: Any) -> list[torch.Tensor | None]:
+    return [leaf.detach() if isinstance(leaf, torch.Tensor) else None for leaf in flatten(results)[0]]
 
 
-def _effects(names: Sequence[str], module: nn.Module, arguments: Any, _: Any) -> list[torch.Tensor]:
+def _effects(names: Sequence[str], module: nn.Module, arguments: Any, _: Any) -> list[torch.Tensor | None]:
     buffers = dict(module.named_buffers(remove_duplicate=False))
     inputs = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
     return [tensor.detach() for tensor in (*inputs, *(buffers[name] for name in names))]
@@ -179,15 +191,20 @@ def _measure(
     parameter_map: ParameterMap | None,
     seed: int,
     reads: tuple[_Read, _Read],
-    tolerance: Tolerance | None,
+    intended: Callable[[int], list[Tolerance | None]] | None,
 ) -> Accuracy:
     own = _run("the original", "as it is", lambda: copied_module(source), arguments, seed, reads[0])
     new = _run("the emitted module", "as it is", lambda: copied_module(emitted), arguments, seed, reads[1])
     reference, new_double, is_mixed = _run_both_double(source, emitted, arguments, parameter_map, seed, reads)
-    if not len(reference) == len(own) == len(new) == len(new_double):
-        raise MeasurementError(f"the original returns {len(own)} tensors, the emitted module {len(new)}")
+    where = [i for i, each in enumerate(own) if each is not None]
+    if any([i for i, each in enumerate(seen) if each is not None] != where for seen in (reference, new, new_double)):
+        count = sum(each is not None for each in new)
+        raise MeasurementError(f"the original returns {len(where)} tensors, the emitted module {count}")
+    tolerances = [None] * len(own) if intended is None else intended(len(own))
     outputs, others_equal, dtypes = [], True, []
-    for exact, a, b, c in zip(reference, own, new, new_double, strict=True):
+    for exact, a, b, c, tolerance in zip(reference, own, new, new_double, tolerances, strict=True):
+        if exact is None or a is None or b is None or c is None:
+            continue
         if a.shape != b.shape:
             raise MeasurementError(
                 f"an output of the original has shape {tuple(a.shape)}, of the emitted {tuple(b.shape)}"
@@ -209,7 +226,7 @@ def _run_both_double(
     parameter_map: ParameterMap | None,
     seed: int,
     reads: tuple[_Read, _Read],
-) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
+) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], bool]:
     """Return the results of both modules in float64, and whether one rounds to another precision on purpose."""
     wide = widened(arguments)
     failure: MeasurementError | None = None
@@ -237,7 +254,7 @@ def _run(
     seed: int,
     read: _Read,
     mode: AbstractContextManager[Any] | None = None,
-) -> list[torch.Tensor]:
+) -> list[torch.Tensor | None]:
     try:
         twin = make()
         args, kwargs = copied_arguments(arguments)

@@ -29,7 +29,7 @@ from compiler.usercode.state import KeptState
 from ir.errors import ValidationError
 from ir.locations import Location
 from ir.program import Program, Surrounding
-from passes.rewrite.tolerance import Tolerance
+from passes.rewrite.bounds.tolerance import Bounds
 
 _EXACT = (
     '`validate="each"` tells whether a rewrite did it; leaf_modules= keeps a module as is, '
@@ -126,9 +126,9 @@ class Check:
         emitted: Emitted,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        tolerance: Tolerance | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
-        self.tolerance = tolerance
+        self.bounds = bounds
         self.reference = reference
         self.program = program
         self.emitted: EmittedModule = emitted.module
@@ -186,7 +186,7 @@ class Check:
         found = twin.call(self.args, self.kwargs)
         for each in self._differences(self.reference.first, found):
             if not each.is_of_values or not self._is_rounding(twin, of_results=each.is_result):
-                raise self._error(f"{when}{each.message}")
+                raise self._error(f"{when}{each.message}", _APPROXIMATE if each.is_bounded else _EXACT)
         pairs = zip(self.reference.first.looks, found.looks, strict=False)
         if not self.is_folded and any(expected and not actual for (expected, _), (actual, _) in pairs):
             raise self._error(f"{when}a result has no gradient, and the original's has one")
@@ -203,7 +203,7 @@ class Check:
         expected = attrs.evolve(expected, buffers=buffers, attached=attached, assigned=first(expected.assigned))
         if self.is_folded:
             found = attrs.evolve(found, attached=())
-        return differences(expected, found, self.names, self.tolerance)
+        return differences(expected, found, self.names, self.bounds)
 
     def _is_rounding(self, twin: Twin, *, of_results: bool) -> bool:
         """Return whether differences of values are rounding, judged against float64: deep models amplify rounding.
@@ -219,9 +219,9 @@ class Check:
             try:
                 with twin.meanwhile():
                     if of_results:
-                        accuracy = measure_accuracy(*modules, self.args, self.kwargs, tolerance=self.tolerance)
+                        accuracy = measure_accuracy(*modules, self.args, self.kwargs, tolerance=self.bounds)
                     else:
-                        accuracy = measure_effects(*modules, self.args, self.kwargs, buffers, self.tolerance)
+                        accuracy = measure_effects(*modules, self.args, self.kwargs, buffers, self.bounds)
                 self._judged[of_results] = accuracy.is_within_bound
             except MeasurementError:
                 self._judged[of_results] = False
@@ -233,14 +233,13 @@ class Check:
         """Return names of the original's tensors, each the first of its tensor."""
         return tuple(self.first_names.get(name, name) for name in names)
 
-    def _error(self, problem: str) -> ValidationError:
+    def _error(self, problem: str, remedy: str = _EXACT) -> ValidationError:
         place = first_parting(self.reference.model, self.program, self.args, self.kwargs)
         where = f"; they part at {place.name}" if place is not None else ""
-        within = "" if self.tolerance is None else f"; {self.tolerance} is allowed on purpose"
         return ValidationError(
-            f"the emitted module does not do what the original does: {problem}{within}{where}",
+            f"the emitted module does not do what the original does: {problem}{where}",
             location=place.location if place is not None else None,
-            remedy=_EXACT if self.tolerance is None else _APPROXIMATE,
+            remedy=remedy,
         )
 
     def _check_keys(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -13,23 +14,49 @@ from compiler.equality.observation import Look, Observation
 from compiler.usercode.difference import scale_of, structures_equal, tensor_difference
 from compiler.usercode.error_text import first_lines
 from ir.errors import GraphwrightError
-from passes.rewrite.tolerance import Tolerance
+from passes.rewrite.bounds.tolerance import Bounds, Tolerance, allowed_text
 
-Pick = Callable[[Observation], Any]
-"""Selects one tensor of an observation."""
+
+@attrs.frozen
+class Pick:
+    """Selects one tensor of an observation.
+
+    Attributes:
+        of: selects it.
+        intended: its bound among those of a program; of gradients, that of the whole.
+    """
+
+    of: Callable[[Observation], Any]
+    intended: Callable[[Bounds], Tolerance | None] = lambda bounds: bounds.whole
+
+    def __call__(self, seen: Observation) -> Any:
+        """Select it."""
+        return self.of(seen)
+
+
 Judge = Callable[[Any, Any, Pick], str | None]
 """Takes a value of the original and one to judge; says how they differ by more than is allowed, or None."""
 
 
-def within(relative: float, tolerance: Tolerance | None = None) -> Judge:
-    """Return a judge that allows a difference relative to the largest magnitude of the original, and a tolerance."""
+def within(relative: float) -> Judge:
+    """Return a judge that allows a difference relative to the largest magnitude of the original."""
+    return in_bounds(None, lambda a, b, _, __: tensor_difference(a, b, exact=False, bound=relative * magnitude(a)))
 
-    def judge(a: Any, b: Any, pick: Pick) -> str | None:
-        scale = scale_of(a) if isinstance(a, torch.Tensor) and a.device.type != "meta" else 0.0
-        intended = 0.0 if tolerance is None else tolerance.allows(scale)
-        return tensor_difference(a, b, exact=False, bound=relative * scale + intended)
 
-    return judge
+def in_bounds(bounds: Bounds | None, judge: Callable[[Any, Any, Pick, Tolerance | None], str | None]) -> Judge:
+    """Return what asks a judge that takes also how far a place may differ on purpose."""
+
+    def judged(a: Any, b: Any, pick: Pick) -> str | None:
+        tolerance = None if bounds is None else pick.intended(bounds)
+        problem = judge(a, b, pick, tolerance)
+        return None if problem is None else problem + allowed_text(tolerance, bounds)
+
+    return judged
+
+
+def magnitude(tensor: Any) -> float:
+    """Return the largest magnitude in a tensor; 0 where there are no numbers."""
+    return scale_of(tensor) if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta" else 0.0
 
 
 def differences(
@@ -66,14 +93,14 @@ def differences(
         yield "structure", f"{a.structure} became {b.structure}"
         return
     for i, (x, y) in enumerate(zip(a.results, b.results, strict=True)):
-        problem = judge(x, y, lambda seen, i=i: seen.results[i])  # type: ignore[misc]
+        problem = judge(x, y, _result(i, len(a.results)))
         if problem is not None:
             yield "values", f"result {i}: {problem}"
     for i, (p, q) in enumerate(zip(a.looks, b.looks, strict=True)):
         if p is not None and q is not None:
             yield from _unlike_looks(i, p, q, names)
     for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
-        problem = judge(x, y, lambda seen, i=i: seen.inputs[i])  # type: ignore[misc]
+        problem = judge(x, y, Pick(lambda seen, i=i: seen.inputs[i], Bounds.of_arguments))  # type: ignore[misc]
         if problem is not None:
             yield "inputs", f"input {i} afterwards: {problem}"
     if not torch.equal(a.drawn, b.drawn):
@@ -240,8 +267,12 @@ def is_no_slope(slope: torch.Tensor | None, noise: float = 0.0) -> bool:
     return slope.dtype is torch.float64 and float(slope.abs().max()) <= noise
 
 
+def _result(index: int, count: int) -> Pick:
+    return Pick(lambda seen: seen.results[index], lambda bounds: bounds.of_results(count)[index])
+
+
 def _state(names: ParameterMap, key: str) -> Pick:
-    return lambda seen: heir(names, key, seen.state)
+    return Pick(lambda seen: heir(names, key, seen.state), lambda bounds: bounds.of_buffer(key))
 
 
 def _slope(names: ParameterMap, key: str, finite: torch.Tensor) -> Pick:
@@ -249,4 +280,4 @@ def _slope(names: ParameterMap, key: str, finite: torch.Tensor) -> Pick:
         slope = heir(names, key, seen.slopes)
         return None if slope is None or slope.shape != finite.shape else slope[finite]
 
-    return pick
+    return Pick(pick)

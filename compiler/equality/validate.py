@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,16 +15,18 @@ from compiler.capture.boundary.fast_path import ordinary_call
 from compiler.emitted.parameter_map import ParameterMap
 from compiler.equality.accuracy import compare_output
 from compiler.equality.observation import Observation, observe, state_kept
-from compiler.equality.observation_differences import Judge, Pick, differences, freezes, within
+from compiler.equality.observation_differences import Pick, differences, freezes, in_bounds, magnitude
 from compiler.equality.unit_strides import is_definite
 from compiler.equality.widened import ALL_FLOATS, double_twin, is_float, precision_of, widened
 from compiler.usercode.difference import tensor_difference
 from compiler.usercode.tensors import map_tensors, meaningful_strides
 from ir.errors import InputError, ValidationError
-from passes.rewrite.tolerance import Tolerance
+from passes.rewrite.bounds.tolerance import Bounds, Tolerance
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
+_Allowing = Callable[[Any, Any, Pick, Tolerance | None], str | None]
+"""A judge that takes also how far a place may differ on purpose."""
 Calls = dict[str, Observation]
 """Label of a call -> its observation, for calls in a row."""
 
@@ -41,7 +43,7 @@ def validate_result(
     *,
     parameter_map: ParameterMap | None = None,
     trials: int = 2,
-    tolerance: Tolerance | None = None,
+    bounds: Bounds | None = None,
 ) -> None:
     """Compare the emitted module with the original on random inputs of the example's types.
 
@@ -57,8 +59,8 @@ def validate_result(
         kwargs: keyword arguments of the example.
         parameter_map: of the emitted module.
         trials: the number of inputs to try.
-        tolerance: how far the emitted module differs on purpose, which is allowed in addition: of results, of what a
-            call leaves behind, and of gradients.
+        bounds: how far the emitted module differs on purpose, which is allowed in addition: of results, and of what a
+            call leaves behind.
 
     Raises:
         InputError: when there are no example inputs.
@@ -72,12 +74,9 @@ def validate_result(
     switches = trains and source is original and _can_switch(source) and _can_switch(emitted)
     for trial in range(trials):
         arguments = _draw((tuple(args or ()), dict(kwargs or {})), seed=trial)
-        comparison = _Comparison(source, emitted, names, arguments, trial, trial == 0, switches, trains, tolerance)
+        comparison = _Comparison(source, emitted, names, arguments, trial, trial == 0, switches, trains, bounds)
         for label, property_, message in comparison.differences():
-            within = "" if tolerance is None else f"; {tolerance} is allowed on purpose"
-            raise ValidationError(
-                f"the emitted module differs ({property_}, {label}): {message}{within}", remedy=_REMEDY
-            )
+            raise ValidationError(f"the emitted module differs ({property_}, {label}): {message}", remedy=_REMEDY)
 
 
 def _can_switch(module: nn.Module) -> bool:
@@ -112,7 +111,7 @@ class _Comparison:
     switches: bool
     """Whether one is made in the other mode."""
     trains: bool
-    tolerance: Tolerance | None
+    bounds: Bounds | None
 
     def differences(self) -> Iterator[tuple[str, str, str]]:
         """Yield (call, property, message) for each difference."""
@@ -121,15 +120,15 @@ class _Comparison:
         for label, seen in own.items():
             if double is None:
                 rounding = torch.finfo(precision_of(self.arguments, self.original).spoken).eps ** 0.5
-                judge = within(rounding, self.tolerance)
+                judge = in_bounds(self.bounds, _within(rounding))
             else:
-                judge = _beside(double.reference[label], self.tolerance)
+                judge = in_bounds(self.bounds, _beside(double.reference[label]))
             for property_, message in differences(seen, new[label], judge=judge, names=self.names):
                 if self._is_promised(property_, seen):
                     yield label, property_, message
             if double is None:
                 continue
-            judge = _in_double(seen, self.tolerance, is_mixed=double.is_mixed)
+            judge = in_bounds(self.bounds, _in_double(seen, is_mixed=double.is_mixed))
             for property_, message in differences(
                 double.reference[label], double.emitted[label], judge=judge, names=self.names
             ):
@@ -206,13 +205,24 @@ def _strides(result: Any) -> list[int] | None:
     return meaningful_strides(result) if isinstance(result, torch.Tensor) else None
 
 
-def _beside(reference: Observation, tolerance: Tolerance | None) -> Judge:
+def _within(relative: float) -> _Allowing:
+    """Return the judge where nothing runs in float64: a share of the largest magnitude counts as rounding."""
+
+    def judge(a: Any, b: Any, pick: Pick, tolerance: Tolerance | None) -> str | None:
+        scale = magnitude(a)
+        intended = 0.0 if tolerance is None else tolerance.allows(scale)
+        return tensor_difference(a, b, exact=False, bound=relative * scale + intended)
+
+    return judge
+
+
+def _beside(reference: Observation) -> _Allowing:
     """Return the judge in the modules' own precision: the error may be twice that of the original.
 
     The reference is the original in float64.
     """
 
-    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+    def judge(a: Any, b: Any, pick: Pick, tolerance: Tolerance | None) -> str | None:
         exact = pick(reference)
         if not _are_comparable(a, b, exact):
             return tensor_difference(a, b, exact=False)
@@ -228,13 +238,13 @@ def _beside(reference: Observation, tolerance: Tolerance | None) -> Judge:
     return judge
 
 
-def _in_double(own: Observation, tolerance: Tolerance | None, *, is_mixed: bool) -> Judge:
+def _in_double(own: Observation, *, is_mixed: bool) -> _Allowing:
     """Return the judge in float64: only rounding on purpose, and what is intended, may make a difference.
 
     That is measured by the original in its own precision, `own`.
     """
 
-    def judge(a: Any, b: Any, pick: Pick) -> str | None:
+    def judge(a: Any, b: Any, pick: Pick, tolerance: Tolerance | None) -> str | None:
         narrow = pick(own)
         if not _are_comparable(a, b, narrow):
             return tensor_difference(a, b, exact=False)

@@ -13,11 +13,13 @@ from typing_extensions import override
 
 from compiler.planning import Plan, without_instruments
 from ir.core import Operation, Value
+from ir.errors import GraphwrightError, VerificationError
 from ir.program import Program, copy_program
 from ir.text.printer import named_values
 from passes.explain.found import PartialMatch
 from passes.explain.partial import Tree
-from passes.manager.manager import Instrument, Pass, PassContext, PassManager, PassResult
+from passes.manager.instruments import VerifyEach
+from passes.manager.manager import Instrument, Pass, PassContext, PassManager, PassResult, run_pass
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.matching import compile_rule
 from passes.rewrite.pattern import Match, Pattern, instantiate
@@ -223,6 +225,22 @@ class Replay:
     modules: ModuleClasses
     strict: bool
     plan: Plan | None
+
+    def blamed(self, error: VerificationError) -> VerificationError:
+        """Return what names the pass that broke the program, or the error where it does not break again."""
+        program = copy_program(self.program)
+        log = RewriteLog(modules=self.modules, strict=self.strict)
+        log.veto = None if self.plan is None else self.plan.follow(log)
+        context = PassContext(log=log, instruments=(VerifyEach(),))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", GraphwrightWarning)  # the user has been warned
+                run_pass(without_instruments(self.pipeline), program, context)
+        except VerificationError as found:
+            return found
+        except GraphwrightError as found:
+            error.add_note(f"when the pipeline ran again: {found.message}")
+        return error
 
     def run(self, question: Question | None = None) -> Record:
         """Run the pipeline on a copy, and return what it did."""

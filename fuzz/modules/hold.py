@@ -330,7 +330,8 @@ class Comparison:
             Rounding(lambda: run(copy.deepcopy(model), arguments)[label]),
             in_another_precision if self.mixed or not self.double else None,
             torch.float64 if self.double else torch.float32,
-            values=self.properties.values and not self.result.approximations,
+            values=self.properties.values,
+            bounds=self.result.bounds,
         )
 
 

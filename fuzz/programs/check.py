@@ -51,6 +51,7 @@ from ir.text.parser import parse_program
 from ir.text.printer import print_program
 from ir.verify import verify
 from passes.manager.manager import Pass, PassContext, run_pass
+from passes.rewrite.bounds.reach import bounds_of
 
 _COPIES_CHECKED_ONE_IN = 8
 _OTHER_WEIGHTS_ONE_IN = 4
@@ -86,8 +87,9 @@ def check_case(pass_: Pass, case: Case, properties: Properties, program: Program
             after = print_program(program)
             outcome = outcome_of(context.log, after != text)
             _demand_kept(kept, "the pass")
-            if context.log.approximations.listed():
-                properties = attrs.evolve(properties, values=False, exact=False, gradients=False)
+            bounds = bounds_of(program, context.log.approximations.listed())
+            if bounds is not None:
+                properties = attrs.evolve(properties, bounds=bounds, exact=False, gradients=False)
             if not outcome.changed:
                 _compare_with_original(pass_, case, properties, program)
                 return outcome
@@ -371,7 +373,7 @@ class _Runs:
             budget = Budget(Rounding(run, exact=double), exact, coarsest_dtype(self.typed), may_overflow=True)
         elif gradients and any(map(has_coarse_derivative, (self.program, program))):
             budget = Budget(budget.rounding, lambda: own, torch.float32)
-        budget.values = self.properties.values
+        budget.values, budget.bounds = self.properties.values, self.properties.bounds
         after = self._after(program, inputs, double=not self.budgeted, gradients=gradients)
         for name, message in differences(before, after, budget, self.names):
             if not self._counts(name, inputs) or (name == "strides" and not is_definite(self.program, inputs)):

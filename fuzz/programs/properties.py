@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from passes.rewrite.bounds.tolerance import Bounds
+
 
 class Finding(AssertionError):  # noqa: N818 - a result, not a failure
     """A property that does not hold.
@@ -32,7 +34,7 @@ class Properties:
     exact: bool = False
     """Whether results must have the same bits; otherwise they may differ by rounding."""
     values: bool = True
-    """Whether values are compared; where they change on purpose, each rewrite is held to its tolerance instead."""
+    """Whether values are compared."""
     strides: bool = True
     """Whether results keep their strides; for rules that are not exact, on contiguous or channels_last inputs only."""
     sharing: bool = True
@@ -59,3 +61,10 @@ class Properties:
     """Whether the module that a program is emitted as computes what the program does; one program in sixteen runs."""
     explained: bool = True
     """Whether `explain` says of each operation what the matcher of a rule does; a search asks one in sixteen."""
+    bounds: Bounds | None = None
+    """Where values change on purpose, and are not compared: each rewrite is held to its tolerance instead."""
+
+    @classmethod
+    def demands(cls) -> dict[str, bool]:
+        """Return the properties that a search may be told to check or to leave out, and which it checks by itself."""
+        return {field.name: field.default for field in attrs.fields(cls) if isinstance(field.default, bool)}

@@ -143,3 +143,15 @@ def _candidate(chance: random.Random, named: Sequence[int]) -> TensorType:
 
 def _may_train(kind: WeightKind, data: torch.Tensor) -> bool:
     return kind is WeightKind.PARAMETER and data.is_floating_point()
+
+
+def same_call(a: OpNode, b: OpNode) -> bool:
+    """Return whether two nodes may be one operation, as far as the pattern says."""
+    return (a.ops, a.operands, a.attributes, a.where) == (b.ops, b.operands, b.attributes, b.where)
+
+
+def place_in(node: OpNode, key: int | str) -> int:
+    """Return the number of the operand that a key of a node means; -1 where that is not known."""
+    if isinstance(key, int) or not isinstance(node.ops, tuple):
+        return key if isinstance(key, int) else -1
+    return node.ops[0].operand_index.get(key, -1)

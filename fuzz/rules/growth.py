@@ -10,7 +10,7 @@ import attrs
 from fuzz.calls.generators import GENERATORS, draw_call, generate_call
 from fuzz.calls.source import Unavailable, shape_of
 from fuzz.programs.strategy import COMMON
-from fuzz.rules.demands import demanded_ranks, keeps_rank, meeting_value, weight_ranks
+from fuzz.rules.demands import demanded_ranks, keeps_rank, meeting_value, place_in, same_call, weight_ranks
 from fuzz.rules.dictionary import holds
 from fuzz.rules.match_attributes import draw_attributes
 from fuzz.rules.match_source import MatchSource
@@ -21,7 +21,7 @@ from ir.errors import GraphwrightError
 from ir.opdef import OpDef, Trait, get_opdef
 from ir.types import Dim, TensorType
 from passes.rewrite.expansion import op_nodes
-from passes.rewrite.language.nodes import Tree, trees_of
+from passes.rewrite.language.nodes import Roots, Siblings, Tree, trees_of
 from passes.rewrite.pattern import AnyValue, Chain, Node, OpNode
 
 NEAR_MISSES = ("literal", "edge", "shape", "operator", "user", "mode", "condition")
@@ -93,7 +93,7 @@ class Growth:
     def _other_result(self, node: OpNode) -> Operation | None:
         """Return an operation whose other result the pattern uses, three times in four: a split yields both halves."""
         for other, op in self.made.items():
-            if other.result != node.result < len(op.results) and _same_call(other, node):
+            if other.result != node.result < len(op.results) and same_call(other, node):
                 return op if self.source.integer(0, 3) else None
         return None
 
@@ -101,7 +101,7 @@ class Growth:
         """Return the number of the last result of a call that the pattern uses; in late attempts, that of this node."""
         if attempt >= _SEARCHING_FROM:
             return node.result
-        return max((other.result for other in self.nodes if _same_call(other, node)), default=node.result)
+        return max((other.result for other in self.nodes if same_call(other, node)), default=node.result)
 
     def grow(self, node: Tree, beginnings: int) -> Value:
         """Build the pattern and return its root, the first of several; if its parts do not fit together, start again.
@@ -118,6 +118,8 @@ class Growth:
             try:
                 root = self.value(trees_of(node)[0])
                 self.others = [self._beside(root, tree) for tree in trees_of(node)[1:]]
+                if isinstance(node, Roots) and node.siblings is not None:
+                    self._siblings(root, node.trees[0], node.siblings)
             except (Unavailable, GraphwrightError):
                 self.erase()
                 self.source.in_floats()
@@ -133,6 +135,13 @@ class Growth:
             self._use(root)
             self.ops += list(self.source.graph.operations())[before:]
         return self.value(node)
+
+    def _siblings(self, root: Value, tree: Node, siblings: Siblings) -> None:
+        """Build the siblings of a root, of which each has values of its own but for the one that they read."""
+        shared = {siblings.of.name: self.captures[siblings.of.name]}
+        for _ in range(siblings.minimum - 1 + self.source.integer(0, 1)):
+            self.captures, self.made = dict(shared), {}
+            self.others.append(self._beside(root, tree))
 
     def erase(self) -> None:
         """Erase what was built; nothing uses it yet."""
@@ -215,7 +224,7 @@ class Growth:
         around = self.source.alike
         try:
             for key, part in node.operands:
-                place = _place(node, key)
+                place = place_in(node, key)
                 self.ranks = (demanded if place == 0 else None) or self._usual(node, place)
                 if isinstance(part, _Given):
                     fixed[key] = part.value
@@ -430,17 +439,6 @@ def _spatial_rank(opdef: OpDef) -> str:
     """Return the digit in `conv2d` and `max_pool2d`, or nothing."""
     found = re.search(r"(\d)d", opdef.short_name)
     return found[1] if found else ""
-
-
-def _same_call(a: OpNode, b: OpNode) -> bool:
-    """Return whether two nodes may be one operation, as far as the pattern says."""
-    return (a.ops, a.operands, a.attributes, a.where) == (b.ops, b.operands, b.attributes, b.where)
-
-
-def _place(node: OpNode, key: int | str) -> int:
-    if isinstance(key, int) or not isinstance(node.ops, tuple):
-        return key if isinstance(key, int) else -1
-    return node.ops[0].operand_index.get(key, -1)
 
 
 @attrs.frozen(eq=False)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
@@ -46,7 +46,7 @@ SUFFIX = ".gw"
 """The suffix of case files, and of dumps of programs."""
 EXPECTED = "==== expected"
 _ORIGINAL = "==== original"
-_DEMANDS = {field.name: field.default for field in attrs.fields(Properties)}
+_DEMANDS = Properties.demands()
 
 
 @attrs.frozen(eq=False)
@@ -228,7 +228,7 @@ class _Reader:
             if name in self.demands:
                 raise ValueError(f"{name!r} is said twice")
             self.demands[name] = name == word
-        self.properties = attrs.evolve(self.properties, **self.demands)
+        self.properties = attrs.evolve(self.properties, **cast("dict[str, Any]", self.demands))
 
     def _value(self, number: int) -> str:
         """Read the range or the value of an input or weight; return its name."""

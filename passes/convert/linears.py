@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import ClassVar
 
 from typing_extensions import override
 
@@ -13,9 +12,8 @@ from ir.memory.aliasing import aliases_output, is_written, reaches_view
 from ir.program import Weight, weight_of
 from ir.types import TensorType
 from passes.rewrite.example import Example
-from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
-from passes.rewrite.remarks import Refusal
-from passes.rewrite.rewriter import Rewriter, sort_operations
+from passes.rewrite.pattern import Match, Pattern, PatternBuilder, Tree
+from passes.rewrite.rewriter import Rewriter
 
 _SCORES = Example("""
     parameter %attn.q.weight : f32[d, c] requires_grad
@@ -78,7 +76,6 @@ class MergeLinearsPattern(Pattern):
     """
 
     is_conversion = True
-    check_adds: ClassVar[int] = 1
 
     examples = (
         _SCORES,
@@ -106,42 +103,19 @@ class MergeLinearsPattern(Pattern):
     )
 
     @override
-    def pattern(self, p: PatternBuilder) -> Node:
-        return p.linear(p.any("x"), p.any("w"), p.any("b", optional=True), name="linear")
+    def pattern(self, p: PatternBuilder) -> Tree:
+        x = p.any("x")
+        linear = p.linear(x, p.any("w"), p.any("b", optional=True), where=_why_apart)
+        return p.siblings(linear, x, "linears", alike=lambda a, b: _unlike(a.root, b.root))
 
     @override
-    def check(self, m: Match) -> str | Refusal | None:
-        """Take the siblings that fit into the match; refuse where there are none, or an earlier one takes this one."""
-        linear: Operation = m.linear
-        rivals = [op for op in m.x.users if op.opdef is linear.opdef and op.operands[0] is m.x]
-        siblings = sort_operations(rivals)
-        if len(siblings) < 2:
-            return Refusal("no other linear reads this input", near=False)
-        reason = _why_apart(linear)
-        if reason is not None:
-            return f"linear at `{linear.location.where}`: {reason}"
-        fitting = [op for op in siblings if _why_apart(op) is None and _unlike(linear, op) is None]
-        if fitting[0] is not linear:
-            return Refusal("it is merged into an earlier one", near=False)
-        if len(fitting) < 2:
-            other = next(op for op in siblings if op is not linear)
-            reason = _why_apart(other) or _unlike(linear, other)
-            return f"linear at `{linear.location.where}` and at `{other.location.where}`: {reason}"
-        m.captures["fitting"] = fitting
-        m.ops.extend(op for op in fitting if op is not linear)
-        return None
-
-    @override
-    def rewrite(self, m: Match, b: Rewriter) -> None:
-        fitting: list[Operation] = m.fitting
-        weight = _joined(b, [op.input("weight") for op in fitting])
-        biases = [op.operand("bias") for op in fitting]
-        bias = None if biases[0] is None else _joined(b, [value for value in biases if value is not None])
+    def rewrite(self, m: Match, b: Rewriter) -> Sequence[Value]:
+        linears: tuple[Match, ...] = m.linears
+        weight = _joined(b, [each.w for each in linears])
+        bias = None if m.b is None else _joined(b, [each.b for each in linears])
         y = b.linear(m.x, weight, bias)
-        sizes = [op.input("weight").tensor_type.shape[0] for op in fitting]  # type: ignore[index]
-        pieces = b.op("aten.split_with_sizes", y, sizes, y.tensor_type.rank - 1).results
-        for op, piece in zip(fitting, pieces, strict=True):
-            b.replace_value(op.result, piece)
+        sizes = [each.w.tensor_type.shape[0] for each in linears]
+        return b.op("aten.split_with_sizes", y, sizes, y.tensor_type.rank - 1).results
 
 
 def _joined(b: Rewriter, values: Sequence[Value]) -> Value:

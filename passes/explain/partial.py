@@ -19,11 +19,12 @@ from passes.explain.found import Difference, PartialMatch
 from passes.explain.parts import chain_ops, children, least, result_of, tops_of, uses_as
 from passes.explain.texts import MOST_NAMED, one_of, operand_name, operator_names, place_of, source_of
 from passes.rewrite.expansion import nodes, orders
-from passes.rewrite.language.nodes import trees_of
+from passes.rewrite.language.nodes import Roots, trees_of
 from passes.rewrite.language.roots import candidates, links
 from passes.rewrite.literals import attribute_matcher
 from passes.rewrite.matching import Variant, accepts_opdef, fits_of, operand_index, refusal_of, tree_of
 from passes.rewrite.pattern import AnyOf, AnyValue, Chain, Match, Node, OpNode, Pattern
+from passes.rewrite.remarks import Refusal
 
 _MOST_USERS = 16
 _MOST_TOPS = 32
@@ -71,6 +72,7 @@ class Tree:
         self._variants = variants
         tree = tree_of(rule)
         self._trees = trees_of(tree)
+        self._has_siblings = isinstance(tree, Roots) and tree.siblings is not None
         self._parts = [node for node in nodes(tree) if isinstance(node, (OpNode, Chain))]
         self._roots = {id(node) for node in tops_of(self._trees[0])}
         self._tops = {id(node) for each in self._trees for node in tops_of(each)}
@@ -150,12 +152,15 @@ class Tree:
 
     def _compared(self, part: OpNode | Chain, op: Operation, is_top: bool) -> list[PartialMatch]:
         """Return the partial matches with a part at its top; of a root other than the first, those of first roots."""
-        if not is_top or id(part) in self._roots:
-            return [self._compare(part, op, is_top)]
+        own = [self._compare(part, op, is_top)] if not is_top or id(part) in self._roots else []
+        if own and (not (is_top and self._has_siblings) or own[0].is_whole):
+            return own
         state = _State()
         self._part(part, op, state)
         found = [self._compare(*first, is_top=True) for first in self._first_roots(state)]
         holding = [each for each in found if any(fit is op for _, fit in each.fits)]
+        if own:
+            return [each for each in holding if each.is_whole] or own
         if not holding:
             self._no_other(self._trees[0], op, state)
             holding = [self._partial(state)]
@@ -200,6 +205,19 @@ class Tree:
             else:
                 self._no_other(tree, op, state)
 
+    def _siblings(self, op: Operation, state: _State) -> None:
+        """Add what the matcher says of the siblings of an operation, which matches by itself."""
+        rooted = (variant for variant in self._variants if variant.accepts(op.opdef))
+        answers = [answer for variant in rooted if (answer := _asked(variant.try_match, op)) is not None]
+        for match in (answer for answer in answers if isinstance(answer, Match)):
+            for each in match.ops:
+                if each is not op:
+                    _add_fit(state, OpNode((each.opdef,)), each)
+            return
+        for answer in answers[:1]:
+            kind, text = ("users", answer.reason) if isinstance(answer, Refusal) else ("condition", answer)
+            state.differ(kind, text, op.location)
+
     def _no_other(self, tree: Node, op: Operation, state: _State) -> None:
         """Add that another root of the pattern is missing."""
         expected = tuple(dict.fromkeys(name for top in tops_of(tree) for name in operator_names(top.ops)))
@@ -212,6 +230,8 @@ class Tree:
         self._part(part, op, state)
         if is_top and len(self._trees) > 1:
             self._other_roots(op, state)
+        elif is_top and self._has_siblings and not state.differences:
+            self._siblings(op, state)
         if not is_top:
             self._unused(part, op, state)
         elif state.differences and self.whole_at(op):

@@ -19,7 +19,7 @@ from ir.evaluate import evaluate_graph
 from ir.opdef import Trait
 from ir.types import UNKNOWN_TENSOR, TensorType, shapes_equal
 from passes.fuse.base import FUSED_ACTIVATIONS
-from passes.rewrite.region_names import check_kind
+from passes.rewrite.region_names import check_kind, parts_of
 
 
 @attrs.frozen(eq=False)
@@ -48,7 +48,7 @@ class Region:
 
     def has(self, part: str) -> bool:
         """Return whether an operation of the body is a part of this name."""
-        return part in self.op.attributes["parts"]
+        return part in parts_of(self.op)
 
     def part(self, name: str, *operators: str | Trait) -> Operation:
         """Return a part, which must be one of these operators.
@@ -56,9 +56,7 @@ class Region:
         Raises:
             PatternError: when it is another one, or there is none.
         """
-        found = [
-            op for op, part in zip(self.body.operations(), self.op.attributes["parts"], strict=True) if part == name
-        ]
+        found = [op for op, part in zip(self.body.operations(), parts_of(self.op), strict=True) if part == name]
         if len(found) != 1:
             raise self.error(f"has {len(found)} parts {name!r}")
         op = found[0]

@@ -15,12 +15,13 @@ from passes.manager.analysis import A, Analyses, Analysis, check_preserved
 from passes.manager.arguments import name_of
 from passes.manager.options import KEYS, check_label, check_option, check_own_names, format_options
 from passes.manager.outside import Outside
+from passes.rewrite.bounds.reach import Computations
+from passes.rewrite.bounds.tolerance import Tolerance, check_tolerance
 from passes.rewrite.driver import RewriteLog
 from passes.rewrite.faults import raised_at
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.remarks import GraphwrightWarning
 from passes.rewrite.scope import EVERYWHERE, Key, Scope, as_keys
-from passes.rewrite.tolerance import Tolerance, check_tolerance
 
 
 @attrs.define(eq=False)
@@ -262,9 +263,10 @@ def answering(pass_: Pass, program: Program, context: PassContext) -> Iterator[N
     """Let a pass that states a tolerance answer for all that runs in it, if the block changes the program."""
     approximations, revision = context.log.approximations, program.graph.revision
     mark = approximations.mark()
+    before = None if pass_.tolerance is None else Computations(program)
     yield
-    if program.graph.revision != revision and pass_.tolerance is not None:
-        approximations.replace_since(mark, pass_.title, pass_.tolerance)
+    if program.graph.revision != revision and pass_.tolerance is not None and before is not None:
+        approximations.replace_since(mark, pass_.title, pass_.tolerance, before.changed(program))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import attrs
 from typing_extensions import override
 
 from ir.core import Graph
-from ir.errors import GraphwrightError, InputError, PassError
+from ir.errors import GraphwrightError, InputError, PassError, VerificationError
 from ir.paths import checked_path
 from ir.program import Program
 from ir.text.printer import print_program
@@ -170,10 +170,13 @@ class VerifyEach(Instrument):
 
     check_unchanged: bool = False
     _text: str = ""
+    _running: list[Pass] = attrs.field(factory=list, init=False)
+    """The pass that runs, after the managers around it."""
 
     @override
     def before(self, pass_: Pass, program: Program) -> None:
         """Remember the text before the pass."""
+        self._running.append(pass_)
         if self.check_unchanged:
             self._text = print_program(program)
 
@@ -185,10 +188,54 @@ class VerifyEach(Instrument):
             VerificationError: when the pass broke the IR.
             PassError: when it changed the program without the revision telling so.
         """
+        path = path_of(self._running)
+        self.failed(pass_, program)
         try:
             verify(program)
         except GraphwrightError as error:
-            error.add_note(f"pass `{pass_}` broke the IR")
-            raise
+            raise broken_by(path, error) from error
         if self.check_unchanged and not result.changed and print_program(program) != self._text:
-            raise PassError(f"pass `{pass_.name}` changed the program behind the revision counter's back")
+            raise PassError(
+                f"pass `{path}` changed the program behind the revision counter's back",
+                remedy="edit the program through a `Rewriter`, or `set_attribute` and `set_operand`, which count",
+            )
+
+    @override
+    def failed(self, pass_: Pass, program: Program, error: Exception | None = None) -> None:
+        """Leave the pass."""
+        if self._running and self._running[-1] is pass_:
+            self._running.pop()
+
+
+def path_of(running: Sequence[Pass]) -> str:
+    """Return the path of a pass in its pipeline: `fixpoint > convert[1]`, the second of that title in its manager.
+
+    Args:
+        running: the pass, after the managers around it, the outermost first.
+    """
+    names: list[str] = []
+    for outer, pass_ in zip((None, *running), running, strict=False):
+        beside = outer.passes if isinstance(outer, PassManager) else ()
+        same = [each for each in beside if each.title == pass_.title]
+        numbers = [number for number, each in enumerate(same) if each is pass_] if len(same) > 1 else []
+        names.append(f"{pass_.title}[{numbers[0]}]" if numbers else pass_.title)
+    return " > ".join(names)
+
+
+def broken_by(path: str, error: GraphwrightError) -> VerificationError:
+    """Return an error that names also the pass, by its path, that broke the program; raise it `from` the other."""
+    found = VerificationError(
+        f"{error.message}; the pass `{path}` broke the program",
+        location=error.location,
+        remedy=error.remedy or BISECT,
+    )
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found
+
+
+BISECT = (
+    "correct the pass, or the rule that it applied: `graphwright.bisect` with the arguments of `transform` names the "
+    "rewrite, and shows the program before and after it"
+)
+"""What to do about a broken program."""

@@ -17,9 +17,9 @@ from passes.manager.base import Instrument, Pass, PassContext, PassResult, run_p
 from passes.manager.editing import edited
 from passes.manager.options import TOLERANCE, format_options, takes_passes
 from passes.manager.text import PipelineParser
+from passes.rewrite.bounds.tolerance import Tolerance
 from passes.rewrite.pattern import Pattern
 from passes.rewrite.scope import Scope
-from passes.rewrite.tolerance import Tolerance
 
 __all__ = ["Fixpoint", "Instrument", "Pass", "PassContext", "PassManager", "PassResult", "Verify", "run_pass"]
 

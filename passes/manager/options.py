@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 
 from ir.errors import InputError, PassError, PatternError
+from passes.rewrite.bounds.tolerance import Tolerance, format_tolerance
 from passes.rewrite.pattern import Pattern, instantiate
 from passes.rewrite.scope import Scope, format_keys
-from passes.rewrite.tolerance import Tolerance, format_tolerance
 
 PATTERNS: Mapping[str, bool] = {"patterns": True}
 """Metadata of a field whose text form is a list of pattern names."""

@@ -13,9 +13,9 @@ from ir.errors import GraphwrightError, ParseError
 from ir.spelling import known_names
 from ir.text.lexer import point_at
 from passes.manager.options import options_of, takes_passes
+from passes.rewrite.bounds.tolerance import Tolerance, parse_tolerance
 from passes.rewrite.pattern import scoped
 from passes.rewrite.scope import UnreadableKeyError, parse_keys
-from passes.rewrite.tolerance import Tolerance, parse_tolerance
 
 _WORD = re.compile(r"[\w-]*")
 _OPTION = re.compile(r"[^\s}]+")

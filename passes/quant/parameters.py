@@ -10,6 +10,7 @@ from ir.program import Program, Weight, WeightKind
 from ir.spelling import free_name
 from ir.types import TensorType
 from passes.quant.tables.row import IntegerType
+from passes.rewrite.region_names import parts_of
 
 SCALE = "scale"
 ZERO_POINT = "zero_point"
@@ -94,8 +95,7 @@ def module_path(op: Operation) -> str:
     """Return the path of the module that a region becomes, as near as its parts tell; of an operation, its module's."""
     if op.body is None:
         return _join(op.location.module_path, op.opdef.short_name)
-    parts = op.attributes.get("parts") or ()
-    for each, part in zip(op.body.operations(), parts, strict=False):
+    for each, part in zip(op.body.operations(), parts_of(op), strict=True):
         if part and each.location.module_path:
             return each.location.module_path
     first = op.location.module_path

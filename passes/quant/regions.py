@@ -15,6 +15,7 @@ from ir.spelling import free_name
 from passes.quant.parameters import Pair
 from passes.quant.tables.conditions import layers_of
 from passes.quant.tables.row import IntegerType
+from passes.rewrite.region_names import parts_attribute, parts_of
 from passes.rewrite.rewriter import Rewriter
 
 
@@ -112,7 +113,7 @@ def with_integers(
     for each in op.body.operations():
         copy_into(each, body, mapping)
     body.set_outputs([None if v is None else mapping[v] for v in op.body.outputs])
-    return _replace(b, op, operands, body, ("",) * added + tuple(op.attributes["parts"]))
+    return _replace(b, op, operands, body, ("",) * added + parts_of(op))
 
 
 def without_integers(b: Rewriter, op: Operation, floats: Mapping[Value, Value]) -> Operation:
@@ -140,7 +141,7 @@ def without_integers(b: Rewriter, op: Operation, floats: Mapping[Value, Value]) 
         else:
             copy_into(each, body, mapping)
     body.set_outputs([None if v is None else mapping[v] for v in op.body.outputs])
-    parts = [part for each, part in zip(members, op.attributes["parts"], strict=True) if each not in removed]
+    parts = [part for each, part in zip(members, parts_of(op), strict=True) if each not in removed]
     return _replace(b, op, [value for _, value in kept], body, tuple(parts))
 
 
@@ -148,10 +149,11 @@ def _replace(
     b: Rewriter, op: Operation, operands: Sequence[Value | None], body: Graph, parts: tuple[str, ...]
 ) -> Operation:
     """Put a region with other operands and another body in the place of one."""
+    attributes = {name: value for name, value in op.attributes.items() if name != "parts"} | parts_attribute(parts)
     region = Operation(
         get_opdef(op.name),
         operands,
-        {**op.attributes, "parts": parts},
+        attributes,
         [result.type for result in op.results],
         location=op.location,
         body=body,

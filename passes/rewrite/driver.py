@@ -20,16 +20,25 @@ from ir.locations import Location, merge_locations
 from ir.opdef import Trait
 from ir.program import Program
 from ir.types import TensorType
+from passes.rewrite.bounds.reach import Reach
+from passes.rewrite.bounds.tolerance import Approximations, Place
 from passes.rewrite.effects import crossed_effect, hidden_size, is_removable, moved_effect, outside_use
 from passes.rewrite.expansion import has_demands, is_compound
-from passes.rewrite.faults import RuleFault, did_not_converge, returned_values, rule_fault, rule_raised, without_effect
+from passes.rewrite.faults import (
+    RuleFault,
+    changed_early,
+    did_not_converge,
+    returned_values,
+    rule_fault,
+    rule_raised,
+    without_effect,
+)
 from passes.rewrite.language.roots import place_of
 from passes.rewrite.matching import RuleIndex, Variant
 from passes.rewrite.pattern import Match, Pattern, unscoped
 from passes.rewrite.remarks import GraphwrightWarning, LeftOut, MatchRecord, OpSummary, Refusal, Remark, RemarkLog
-from passes.rewrite.rewriter import Listener, Rewriter
+from passes.rewrite.rewriter import Events, Rewriter
 from passes.rewrite.scope import EVERYWHERE, ModuleClasses, Scope
-from passes.rewrite.tolerance import Approximations
 from passes.rewrite.witness import Witness
 
 Replacements = list[tuple[Value, Value]]
@@ -79,35 +88,6 @@ def summarize(op: Operation) -> OpSummary:
     return OpSummary(op.opdef.name, op.location, tuple([r.type for r in op.results]))
 
 
-class _Events(Listener):
-    """Collects what a rewrite touched."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    @override
-    def replaced(self, old: Value, new: Value) -> None:
-        self.replacements.append((old, new))
-
-    @override
-    def inserted(self, op: Operation) -> None:
-        self.created.append(op)
-
-    @override
-    def modified(self, op: Operation) -> None:
-        self.touched.append(op)
-
-    @override
-    def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
-        self.freed.extend(operands)
-
-    def clear(self) -> None:
-        self.created: list[Operation] = []
-        self.touched: list[Operation] = []
-        self.freed: list[Value] = []
-        self.replacements: Replacements = []
-
-
 class Applier:
     """Tries rules at single operations and applies the first that matches; the base of both drivers."""
 
@@ -118,8 +98,10 @@ class Applier:
         self.record = record
         self.scope = scope
         self.scopes: dict[Pattern, Scope] = {}
-        self.events = _Events()
+        self.events = Events()
         self.rewriter = Rewriter(program, (self.events,))
+        self.reach: Reach | None = None
+        """What numbers reach, from the first rewrite that changes some on purpose."""
         self._has_data_sizes = has_data_symbols(program)
 
     def apply_first(self, op: Operation, variants: Sequence[Variant]) -> Variant | None:
@@ -135,22 +117,27 @@ class Applier:
                 except GraphwrightWarning:
                     raise  # the user made warnings errors: it is the warning that must reach them
                 except Exception as error:
+                    if graph.revision != before:
+                        raise changed_early(variant.rule, "pattern", op.location) from error
                     raise rule_raised(variant.rule, "pattern", error, op.location) from error
+                if graph.revision != before:
+                    raise changed_early(variant.rule, "pattern", op.location)
                 if found is not None and self._apply_found(op, variant, found):
                     return variant
             except RuleFault as fault:
-                if self.log.strict:
+                if self.log.strict or fault.is_final:
                     raise
                 self._skip(variant.rule, op, fault, before)
         return None
 
-    def _apply_found(self, op: Operation, variant: Variant, found: Match | str) -> bool:
-        if isinstance(found, str):
-            self._miss(variant, op, Refusal(found), (op,), asked=False)
+    def _apply_found(self, op: Operation, variant: Variant, found: Match | Refusal | str) -> bool:
+        if not isinstance(found, Match):
+            refusal = found if isinstance(found, Refusal) else Refusal(found)
+            self._miss(variant, op, refusal, (op,), asked=False)
             return False
-        refusal = self._refusal(variant.rule, found)
-        if refusal is not None:
-            self._miss(variant, op, refusal, found.ops or (op,), asked=True)
+        reason = self._refusal(variant.rule, found)
+        if reason is not None:
+            self._miss(variant, op, reason, found.ops or (op,), asked=True)
             return False
         if not self._apply(variant.rule, found):
             return False
@@ -181,12 +168,17 @@ class Applier:
             reason = moved_effect(match)
         if reason is not None:
             return Refusal(reason)
+        revision = self.graph.revision
         try:
             answer = rule.check(match)
         except GraphwrightWarning:
             raise
         except Exception as error:
+            if self.graph.revision != revision:
+                raise changed_early(rule, "check", _place(match)) from error
             raise rule_raised(rule, "check", error, match.root.location) from error
+        if self.graph.revision != revision:
+            raise changed_early(rule, "check", _place(match))
         if answer is None:
             return self._left_out(rule, match)
         if isinstance(answer, Refusal):
@@ -245,7 +237,7 @@ class Applier:
         hook = self.log.hook
         finish = hook(rule, match, self.program) if hook is not None else None
         replaced = tuple(map(summarize, match.ops)) if self.record else ()
-        location = root.location if len(match.ops) == 1 else merge_locations([op.location for op in match.ops])
+        location = _place(match)
         rewriter = self.rewriter
         rewriter.anchor, rewriter.location = root, location
         old = root.results
@@ -281,7 +273,7 @@ class Applier:
             self.log.remarks.add(remark)
         self.log.counts[rule.name] += 1
         if rule.tolerance is not None:
-            self.log.approximations.add(rule.name, "rewrite", rule.tolerance)
+            self.log.approximations.add(rule.name, "rewrite", rule.tolerance, self._reached())
         if self.log.witness is not None:
             self.log.witness.applied(rule, match, events.created)
         if self.record:
@@ -289,6 +281,13 @@ class Applier:
             kind = rule.is_conversion, rule.is_fusion, ", ".join(match.alternatives)
             self.log.matches.append(MatchRecord(unscoped(type(rule)), location, replaced, created, *kind))
         return True
+
+    def _reached(self) -> frozenset[Place] | None:
+        """Return the places that the numbers of the last rewrite can reach; None for all."""
+        if self.reach is None:
+            self.reach = Reach(self.program)
+            self.rewriter.listeners = (self.events, self.reach)
+        return self.reach.of_edits(self.events)
 
     def _erase_dead(self, ops: Sequence[Operation], replaced_by_rule: Sequence[Operation] = ()) -> None:
         """Erase unused operations: matched ones first, then what only they used.
@@ -329,6 +328,11 @@ class _WatchedApplier(Applier):
 
 def _applier(program: Program, log: RewriteLog, *, record: bool, scope: Scope) -> Applier:
     return (_WatchedApplier if log.watchers else Applier)(program, log, record=record, scope=scope)
+
+
+def _place(match: Match) -> Location:
+    """Return where a match is in the model."""
+    return match.root.location if len(match.ops) <= 1 else merge_locations([op.location for op in match.ops])
 
 
 def is_unused(op: Operation) -> bool:

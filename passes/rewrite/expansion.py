@@ -12,6 +12,7 @@ from ir.core import Operation
 from ir.errors import PatternError
 from ir.opdef import Trait
 from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, Chain, OpNode, Roots, Tree, inner_nodes
+from passes.rewrite.pattern import Match
 
 _MAX_VARIANTS = 256
 
@@ -111,7 +112,7 @@ def _substitute(node: Any, chosen: dict[int, int], memo: dict[int, Any]) -> Any:
     if isinstance(node, AnyOf):
         result = _substitute(node.alternatives[chosen[id(node)]], chosen, memo)
     elif isinstance(node, Roots):
-        result = Roots(tuple([_substitute(part, chosen, memo) for part in node.trees]))
+        result = attrs.evolve(node, trees=tuple([_substitute(part, chosen, memo) for part in node.trees]))
     elif isinstance(node, Chain):
         result = attrs.evolve(node, inner=_substitute(node.inner, chosen, memo))
     elif isinstance(node, OpNode):
@@ -173,7 +174,7 @@ def op_nodes(tree: Tree) -> Iterator[OpNode | Chain]:
 
 def is_compound(tree: Tree) -> bool:
     """Return whether a tree is made of more than one operation."""
-    return sum(1 for _ in itertools.islice(op_nodes(tree), 2)) == 2
+    return isinstance(tree, Roots) or sum(1 for _ in itertools.islice(op_nodes(tree), 2)) == 2
 
 
 def has_demands(tree: Tree) -> bool:
@@ -198,6 +199,8 @@ def has_demands(tree: Tree) -> bool:
 
 def num_operations(node: Tree) -> int:
     """Return how many operations a tree has at least, context not counted."""
+    if isinstance(node, Roots) and node.siblings is not None:
+        return node.siblings.minimum * num_operations(node.trees[0])
     own = node.minimum if isinstance(node, Chain) else isinstance(node, OpNode) and not node.context
     return own + sum(map(num_operations, inner_nodes(node)))
 
@@ -214,3 +217,31 @@ def shared_nodes(tree: Tree) -> set[int]:
 
     visit(tree)
     return {key for key, count in counts.items() if count > 1}
+
+
+def check_captures(root: Tree) -> None:
+    """Raise where one name means two things: a match could hold one of them only."""
+    named: dict[str, tuple[str, int]] = {}
+
+    def add(name: str, kind: str, identity: int = 0) -> None:
+        if hasattr(Match, name):
+            raise PatternError(
+                f"{name!r} is what a match itself calls something else", remedy="choose another name for the capture"
+            )
+        known = named.setdefault(name, (kind, identity))
+        if known == (kind, identity):
+            return  # values, or attributes, of one name must be equal
+        first, second = sorted((known[0], kind), key=("an operation", "a value", "an attribute").index)
+        what = "two parts of the pattern" if first == second else f"{first} and {second}"
+        raise PatternError(f"{what} are named {name!r}", remedy="give each its own name")
+
+    for node in nodes(root):
+        if isinstance(node, OpNode):
+            for _, given in node.attributes:
+                if isinstance(given, AttrCapture):
+                    add(given.name, "an attribute")
+        if isinstance(node, AnyValue):
+            if node.name:
+                add(node.name, "a value")
+        elif isinstance(node, (OpNode, Chain)) and node.name:
+            add(node.name, "an operation", id(node))

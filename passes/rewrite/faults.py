@@ -19,7 +19,13 @@ _LAST_EDITS = 8
 
 
 class RuleFault(PatternError):  # noqa: N818 - users catch `PatternError`; this is how we know our own
-    """A rule that raised, or that returned what makes no sense, at one match."""
+    """A rule that raised, or that returned what makes no sense, at one match.
+
+    Attributes:
+        is_final: whether it cannot be skipped: it has changed the program before it was to rewrite anything.
+    """
+
+    is_final = False
 
 
 def rule_raised(rule: Pattern, method: str, error: Exception, location: Location | None = None) -> RuleFault:
@@ -46,6 +52,22 @@ def rule_fault(
     return RuleFault(
         f"the {method} of {rule.name}{f' ({source})' if source else ''} {what}", location=location, remedy=remedy
     )
+
+
+def changed_early(rule: Pattern, method: str, location: Location) -> RuleFault:
+    """Return the error about a `check`, or a condition of a `pattern`, that changed the program."""
+    what, remedy = "changed the program", "let `check` only look, and return a reason or None"
+    if method == "pattern":
+        what, remedy = "has a condition that changed the program", "let `where=` only look at what it is given"
+    fault = rule_fault(
+        rule,
+        method,
+        f"{what}, which nothing can undo",
+        location=location,
+        remedy=f"{remedy}; what is to be changed, `rewrite` changes through its builder",
+    )
+    fault.is_final = True
+    return fault
 
 
 def source_of(rule: Pattern, method: str, error: Exception | None = None) -> str:

@@ -14,13 +14,16 @@ from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.opdef import OpDef, ParamKind, Trait
 from ir.spelling import known_names
-from passes.rewrite.expansion import expand, nodes, num_operations, op_nodes, shared_nodes
+from passes.rewrite.bounds.tolerance import check_tolerance
+from passes.rewrite.expansion import check_captures, expand, num_operations, op_nodes, shared_nodes
 from passes.rewrite.faults import rule_raised
-from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, Chain, Node, OpNode, Roots, Tree, trees_of
+from passes.rewrite.language.builder import overloads_with_keyword
+from passes.rewrite.language.nodes import AnyOf, AnyValue, Chain, Node, OpNode, Roots, Tree, trees_of
 from passes.rewrite.language.roots import joined, links
 from passes.rewrite.literals import attribute_matcher
 from passes.rewrite.pattern import Match, Pattern, PatternBuilder, missing_method, unscoped
-from passes.rewrite.tolerance import check_tolerance
+from passes.rewrite.remarks import Refusal
+from passes.rewrite.siblings import sibling_matcher
 
 
 class _State:
@@ -32,7 +35,7 @@ class _State:
         self.captures: dict[str, Any] = {}
         self.ops: list[Operation] = []
         self.bound: dict[int, Any] = {}
-        self.reason: str | None = None
+        self.reason: str | Refusal | None = None
         self.roots: list[Operation] = []
 
 
@@ -65,8 +68,8 @@ class Variant:
         """Return whether an operation of this operator can be anywhere in a match."""
         return any(accepts_opdef(node.ops, opdef) for node in op_nodes(self.tree))
 
-    def try_match(self, op: Operation) -> Match | str | None:
-        """Match at `op`: a match, the reason of a near miss, or None."""
+    def try_match(self, op: Operation) -> Match | Refusal | str | None:
+        """Match at `op`: a match, the reason of a near miss, a refusal that is none, or None."""
         operands = op._operands
         for index, opdefs in self.needs:
             value = operands[index] if index < len(operands) else None
@@ -128,6 +131,8 @@ def tree_of(rule: Pattern) -> Tree:
         PatternError: when it returns no pattern.
     """
     tree: Any = rule.pattern(PatternBuilder())
+    if isinstance(tree, Roots):
+        return tree
     roots = tree if isinstance(tree, tuple) else (tree,)
     if not roots or not all(isinstance(each, _NODES) for each in roots):
         remedy = "is a `return` missing?" if tree is None else "return what the methods of `p` return"
@@ -143,7 +148,7 @@ def _variants(rule: Pattern) -> tuple[Variant, ...]:
     result = []
     for length, order, each in sorted(expanded, key=lambda v: (-v[0], v[1])):
         shared = shared_nodes(each.tree)
-        _check_captures(each.tree)
+        check_captures(each.tree)
         roots: list[OpNode | Chain] = []
         matchers = []
         for root in trees_of(each.tree):
@@ -157,6 +162,8 @@ def _variants(rule: Pattern) -> tuple[Variant, ...]:
             matchers.append((matcher, accepts, links(root, roots) if roots else ()))
             roots.append(root)
         matcher = matchers[0][0] if len(roots) == 1 else joined(matchers)
+        if isinstance(each.tree, Roots) and each.tree.siblings is not None:
+            matcher = sibling_matcher(matcher, matchers[0][1], roots[0], each.tree.siblings, _State)
         result.append(Variant(rule, each.tree, length, order, matcher, roots[0], _needs(roots[0]), each.names))
     return tuple(result)
 
@@ -184,34 +191,6 @@ def _root_matcher(node: OpNode, shared: set[int]) -> _OpMatcher:
         return True
 
     return match
-
-
-def _check_captures(root: Tree) -> None:
-    """Raise where one name means two things: a match could hold one of them only."""
-    named: dict[str, tuple[str, int]] = {}
-
-    def add(name: str, kind: str, identity: int = 0) -> None:
-        if hasattr(Match, name):
-            raise PatternError(
-                f"{name!r} is what a match itself calls something else", remedy="choose another name for the capture"
-            )
-        known = named.setdefault(name, (kind, identity))
-        if known == (kind, identity):
-            return  # values, or attributes, of one name must be equal
-        first, second = sorted((known[0], kind), key=("an operation", "a value", "an attribute").index)
-        what = "two parts of the pattern" if first == second else f"{first} and {second}"
-        raise PatternError(f"{what} are named {name!r}", remedy="give each its own name")
-
-    for node in nodes(root):
-        if isinstance(node, OpNode):
-            for _, given in node.attributes:
-                if isinstance(given, AttrCapture):
-                    add(given.name, "an attribute")
-        if isinstance(node, AnyValue):
-            if node.name:
-                add(node.name, "a value")
-        elif isinstance(node, (OpNode, Chain)) and node.name:
-            add(node.name, "an operation", id(node))
 
 
 def _needs(root: OpNode | Chain) -> tuple[tuple[int, frozenset[OpDef]], ...]:
@@ -409,7 +388,11 @@ def _check_names(node: OpNode, opdefs: tuple[OpDef, ...]) -> None:
         known = {p.name for p in opdef.params if p.kind is ParamKind.ATTRIBUTE}
         for name, _ in node.attributes:
             if name not in known:
-                raise PatternError(f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}")
+                others = [f'`p.op("{each}", ..., {name}=...)`' for each in overloads_with_keyword(opdef, name)]
+                raise PatternError(
+                    f"{opdef.name} has no attribute {name!r}; {known_names(name, known)}",
+                    remedy=f"an overload that has it is written {' or '.join(others)}" if others else None,
+                )
     names = " and ".join(opdef.name for opdef in opdefs)
     last = max((key for key, _ in node.operands if isinstance(key, int)), default=-1)
     if all(last >= len(opdef.operand_params) and not opdef.is_region for opdef in opdefs):

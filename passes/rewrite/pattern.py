@@ -16,12 +16,12 @@ from weakref import WeakValueDictionary
 from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.locations import Location, merge_locations
+from passes.rewrite.bounds.tolerance import Tolerance
 from passes.rewrite.example import Example
 from passes.rewrite.language.builder import PatternBuilder
-from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
+from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode, Tree
 from passes.rewrite.remarks import Refusal
 from passes.rewrite.scope import Key, Scope
-from passes.rewrite.tolerance import Tolerance
 
 __all__ = [
     "AnyOf",
@@ -34,6 +34,7 @@ __all__ = [
     "OpNode",
     "Pattern",
     "PatternBuilder",
+    "Tree",
     "instantiate",
     "missing_method",
     "scoped",
@@ -121,7 +122,7 @@ class Pattern:
     scoped_from: Pattern | type[Pattern] | None = None
     """The pattern that `scoped` was given to make this one."""
 
-    def pattern(self, p: PatternBuilder) -> Node | tuple[Node, ...]:
+    def pattern(self, p: PatternBuilder) -> Tree | tuple[Node, ...]:
         """Return the tree that the rule matches; several for several roots, which have values in common.
 
         Raises:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
+from ir.attributes import Attribute
+from ir.core import Operation
 from ir.errors import PatternError
 
 # What the emitted modules have besides what `nn.Module` has.
 _OF_REGIONS = frozenset({"kind", "parts", "optional", "quantization_points"})
 _MODULE = nn.Module()
+
+
+def parts_of(region: Operation) -> tuple[str, ...]:
+    """Return the names of the parts of a region, one for each operation of its body; empty where it has no name."""
+    assert region.body is not None
+    given: Any = region.attributes.get("parts")
+    return tuple(given) if given else ("",) * region.body.num_operations
+
+
+def parts_attribute(names: Sequence[str]) -> dict[str, Attribute]:
+    """Return the attribute that names the parts of a region; none where no part has a name."""
+    return {"parts": tuple(names)} if any(names) else {}
 
 
 def check_kind(kind: object) -> None:

@@ -19,7 +19,7 @@ from ir.program import Program, Weight
 from ir.spelling import free_name
 from ir.types import refined, types_agree
 from passes.rewrite.expressions import computed_weight, names_shown
-from passes.rewrite.region_names import check_inputs, check_kind, check_parts
+from passes.rewrite.region_names import check_inputs, check_kind, check_parts, parts_attribute
 from passes.rewrite.remarks import Remark
 
 
@@ -37,6 +37,43 @@ class Listener:
 
     def replaced(self, old: Value, new: Value) -> None:
         """All uses of `old` are about to become uses of `new`."""
+
+
+class Events(Listener):
+    """Collects what a rewrite touched.
+
+    Attributes:
+        created: operations that were inserted.
+        touched: operations whose operands or attributes changed.
+        freed: operands of operations that were erased.
+        replacements: (old value, new value) in the order in which uses were moved.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    @override
+    def replaced(self, old: Value, new: Value) -> None:
+        self.replacements.append((old, new))
+
+    @override
+    def inserted(self, op: Operation) -> None:
+        self.created.append(op)
+
+    @override
+    def modified(self, op: Operation) -> None:
+        self.touched.append(op)
+
+    @override
+    def erased(self, op: Operation, operands: tuple[Value, ...]) -> None:
+        self.freed.extend(operands)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.created: list[Operation] = []
+        self.touched: list[Operation] = []
+        self.freed: list[Value] = []
+        self.replacements: list[tuple[Value, Value]] = []
 
 
 class Rewriter(Builder):
@@ -293,7 +330,7 @@ class Rewriter(Builder):
             tuple(names.values()),
             {
                 "kind": kind,
-                "parts": tuple((parts or {}).get(op, "") for op in ordered),
+                **parts_attribute([(parts or {}).get(op, "") for op in ordered]),
                 "quantization_points": tuple(points),
             },
             [value.type for value in outputs],

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from compiler.capture.boundary.runs import Outcome
 from compiler.usercode.difference import OF_VALUES, RELATIVE_BOUND, scale_of, structures_equal, tensor_difference
 from ir.text.specs import ADDRESS
-from passes.rewrite.tolerance import Tolerance
+from passes.rewrite.bounds.tolerance import Bounds, Tolerance, allowed_text
 
 ROUNDING: Mapping[torch.dtype, float] = {
     torch.float64: RELATIVE_BOUND,
@@ -34,6 +34,8 @@ class Difference:
     """Whether two tensors differ in nothing but finite values, so that it may be rounding."""
     is_result: bool = False
     """Whether it is one of results; otherwise of what the call leaves."""
+    is_bounded: bool = False
+    """Whether a difference is allowed there on purpose."""
 
 
 def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -> str | None:
@@ -45,9 +47,9 @@ def difference(a: Outcome, b: Outcome, names: Mapping[str, str] | None = None) -
 
 
 def differences(
-    a: Outcome, b: Outcome, names: Mapping[str, str] | None = None, tolerance: Tolerance | None = None
+    a: Outcome, b: Outcome, names: Mapping[str, str] | None = None, bounds: Bounds | None = None
 ) -> Iterator[Difference]:
-    """Yield each way in which two outcomes differ by more than rounding in their dtypes, and a tolerance."""
+    """Yield each way in which two outcomes differ by more than rounding in their dtypes, and by what is intended."""
     if a.error is not None or b.error is not None:
         if type(a.error) is not type(b.error):
             yield Difference(f"{_end(a)} became {_end(b)}")
@@ -58,17 +60,16 @@ def differences(
     if problem is not None:
         yield Difference(problem)
         return
-    for i, (x, y) in enumerate(zip(left, right, strict=True)):
-        problem = value_difference(x, y, tolerance)
-        if problem is not None:
-            yield _at(f"output {i}" if len(left) > 1 else "the output", problem, is_result=True)
+    intended = [None] * len(left) if bounds is None else bounds.of_results(len(left))
+    for i, (x, y, tolerance) in enumerate(zip(left, right, intended, strict=True)):
+        place = f"output {i}" if len(left) > 1 else "the output"
+        yield from _value_difference(place, x, y, tolerance, bounds, is_result=True)
+    tolerance = None if bounds is None else bounds.of_arguments()
     for i, (x, y) in enumerate(zip(a.inputs, b.inputs, strict=True)):
-        problem = value_difference(x, y, tolerance)
-        if problem is not None:
-            yield _at(f"input {i} after the call", problem)
+        yield from _value_difference(f"input {i} after the call", x, y, tolerance, bounds)
     if [before is after for before, after in a.tracked] != [before is after for before, after in b.tracked]:
         yield Difference("another input requires gradients after the call")
-    yield from _buffer_differences(a, b, names, tolerance)
+    yield from _buffer_differences(a, b, names, bounds)
 
 
 def _structure_difference(structure: pytree.TreeSpec, other: pytree.TreeSpec) -> str | None:
@@ -82,8 +83,14 @@ def _structure_difference(structure: pytree.TreeSpec, other: pytree.TreeSpec) ->
     return None
 
 
-def _at(place: str, problem: str, *, is_result: bool = False) -> Difference:
-    return Difference(f"{place}: {problem}", problem.startswith(OF_VALUES), is_result)
+def _value_difference(
+    place: str, a: Any, b: Any, tolerance: Tolerance | None, bounds: Bounds | None, *, is_result: bool = False
+) -> Iterator[Difference]:
+    problem = value_difference(a, b, tolerance)
+    if problem is not None:
+        allowed = allowed_text(tolerance, bounds)
+        of_values = problem.startswith(OF_VALUES)
+        yield Difference(f"{place}: {problem}{allowed}", of_values, is_result, tolerance is not None)
 
 
 def _end(outcome: Outcome) -> str:
@@ -109,7 +116,7 @@ def value_difference(a: Any, b: Any, tolerance: Tolerance | None = None) -> str 
 
 
 def _buffer_differences(
-    a: Outcome, b: Outcome, names: Mapping[str, str] | None, tolerance: Tolerance | None
+    a: Outcome, b: Outcome, names: Mapping[str, str] | None, bounds: Bounds | None
 ) -> Iterator[Difference]:
     keys = {name: name for name in b.buffers} if names is None else names
     changed = {keys[key]: value for key, value in b.buffers.items() if key in keys}
@@ -117,10 +124,12 @@ def _buffer_differences(
     assigned = {keys[key] for key in b.assigned if key in keys}
     for name, value in a.buffers.items():
         if name in changed:
-            problem = value_difference(value, changed[name], tolerance)
-            if problem is not None:
-                yield _at(f"buffer {name!r} after the call", problem)
-            elif a.settings == b.settings and (name in a.attached) is not (name in attached):
+            tolerance = None if bounds is None else bounds.of_buffer(name)
+            found = list(_value_difference(f"buffer {name!r} after the call", value, changed[name], tolerance, bounds))
+            yield from found
+            if found:
+                continue
+            if a.settings == b.settings and (name in a.attached) is not (name in attached):
                 here, there = ("a", "none") if name in a.attached else ("no", "one")
                 yield Difference(
                     f"buffer {name!r} after the call has {here} gradient from this call, and {there} in the other"

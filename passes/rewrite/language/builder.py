@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ir.attributes import Attribute, normalize_attribute
@@ -12,7 +12,17 @@ from ir.errors import GraphwrightError, PatternError
 from ir.opdef import OpDef, ParamKind, Trait, get_opdef
 from ir.schemas import name_of_overload, nearest_operator
 from passes.rewrite.language.associations import Part, associations
-from passes.rewrite.language.nodes import AnyOf, AnyValue, AttrCapture, AttrWhere, Chain, Node, OpNode
+from passes.rewrite.language.nodes import (
+    AnyOf,
+    AnyValue,
+    AttrCapture,
+    AttrWhere,
+    Chain,
+    Node,
+    OpNode,
+    Roots,
+    Siblings,
+)
 
 Ops = str | Trait | Sequence[str]
 
@@ -108,19 +118,34 @@ def _attribute_at(opdefs: tuple[OpDef, ...] | Trait, place: int, given: Any) -> 
 
 def _overloads_with(opdefs: tuple[OpDef, ...], place: int, given: Any) -> list[str]:
     """Return the overloads of an operator in which an argument that is given by position is an attribute."""
-    packet = getattr(opdefs[0].target, "overloadpacket", None)
-    if packet is None or len(opdefs) > 1:
-        return []
     found = []
-    for overload in packet.overloads():
-        opdef = get_opdef(name_of_overload(getattr(packet, overload)))
+    for opdef in _overloads_beside(opdefs[0]) if len(opdefs) == 1 else ():
         param = opdef.params[place] if place < len(opdef.params) else None
         if param is None or param.kind is not ParamKind.ATTRIBUTE or param.keyword_only or param.extra:
             continue
-        is_written = any(each.name.startswith("out") for each in opdef.operand_params)  # no program holds one
-        if opdef.operand_params and not is_written and param.takes(given) and opdef is not opdefs[0]:
+        if param.takes(given):
             found.append(opdef.name)
     return found
+
+
+def overloads_with_keyword(opdef: OpDef, name: str) -> list[str]:
+    """Return the other overloads of an operator that have an attribute of a name."""
+    return [
+        other.name
+        for other in _overloads_beside(opdef)
+        if any(param.name == name and param.kind is ParamKind.ATTRIBUTE for param in other.params)
+    ]
+
+
+def _overloads_beside(opdef: OpDef) -> Iterator[OpDef]:
+    """Yield the other overloads of an operator that a program may hold: those that take tensors and write to none."""
+    packet = getattr(opdef.target, "overloadpacket", None)
+    for overload in () if packet is None else packet.overloads():
+        other = get_opdef(name_of_overload(getattr(packet, overload)))
+        is_written = getattr(packet, overload)._schema.is_mutable
+        by_name = any("Dimname" in param.type for param in other.params)
+        if other.operand_params and not is_written and not by_name and other is not opdef:
+            yield other
 
 
 class PatternBuilder:
@@ -237,6 +262,41 @@ class PatternBuilder:
             return self.op(scaled, left, other=right, name=name, **literals)  # type: ignore[arg-type]
 
         return associations(parts, join, _is_node, name)
+
+    def siblings(
+        self,
+        tree: Node,
+        of: AnyValue,
+        name: str = "siblings",
+        *,
+        minimum: int = 2,
+        alike: Callable[[Any, Any], str | None] | None = None,
+    ) -> Roots:
+        """Match all operations that match `tree` and read one value, and let the rewrite replace them together.
+
+        It is the whole pattern: `return p.siblings(p.linear(x, w, name="linear"), x)`. What the tree captures is other
+        in each sibling, but for the value that they share: `m.siblings` has a match of each, in the order of the graph.
+
+        Args:
+            tree: the pattern of one; operations of which its conditions do not hold are none.
+            of: the value that they read, a placeholder of the tree with a name.
+            name: captures their matches.
+            minimum: how many there are at least, 2 or more.
+            alike: given the matches of the first and of another one, the reason why that does not go with it, or None.
+
+        Raises:
+            PatternError: when `tree` is no operation, or does not read `of`.
+        """
+        if not isinstance(tree, (OpNode, AnyOf)):
+            raise _no_pattern(tree, "the tree of siblings")
+        if not isinstance(of, AnyValue) or not of.name:
+            raise PatternError(
+                f"{of!r} is not a value that siblings read",
+                remedy='give it a name: `x = p.any("x")`, `p.siblings(..., x)`',
+            )
+        if type(minimum) is not int or minimum < 2:
+            raise PatternError(f"{minimum!r} siblings are none", remedy="`minimum` is 2 or more")
+        return Roots((tree,), Siblings(of, name, minimum, alike))
 
     def optional(self, outer: Callable[[Node], Node], inner: Node) -> AnyOf:
         """Match `outer(inner)`, or else `inner` alone: an operation that may be absent."""

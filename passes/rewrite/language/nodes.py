@@ -9,6 +9,7 @@ import attrs
 
 from ir.attributes import Attribute
 from ir.core import Operation, Value
+from ir.errors import PatternError
 from ir.opdef import OpDef, Trait
 
 
@@ -78,10 +79,43 @@ Node = AnyValue | OpNode | AnyOf | Chain
 
 
 @attrs.frozen(eq=False)
+class Siblings:
+    """However many operations that match one tree and read one value are matched together.
+
+    Attributes:
+        of: the value.
+        name: captures their matches, in the order of the graph.
+        minimum: how many there are at least.
+        alike: says why one does not go with the first, or None where it does; given their matches.
+    """
+
+    of: AnyValue
+    name: str
+    minimum: int = 2
+    alike: Callable[[Any, Any], str | None] | None = None
+
+    def unlike(self, first: Any, other: Any) -> str | None:
+        """Return why one does not go with the first; None where it does.
+
+        Raises:
+            PatternError: when `alike` answers something else.
+        """
+        answer = None if self.alike is None else self.alike(first, other)
+        if answer is not None and (not isinstance(answer, str) or not answer):
+            raise PatternError(
+                f"`alike` of the siblings {self.name!r} returned {answer!r}",
+                remedy="return None where two go together, and else the reason why they do not, as text",
+            )
+        return answer
+
+
+@attrs.frozen(eq=False)
 class Roots:
     """Matches several operations, each the root of a tree; the trees have values in common."""
 
     trees: tuple[Node, ...]
+    siblings: Siblings | None = None
+    """Where set, the only tree is matched at each of the siblings."""
 
 
 Tree = Node | Roots

@@ -73,6 +73,21 @@ def _places(node: Node, depth: int) -> Iterator[tuple[Node, int]]:
         yield from _places(inner, depth + own)
 
 
+def depth_of(tree: Node, name: str) -> int:
+    """Return how many operations the root of a tree is above a value at most, on the shortest way to it.
+
+    Raises:
+        PatternError: when the tree has no such value.
+    """
+    depths = [depth for node, depth in _places(tree, 0) if isinstance(node, AnyValue) and node.name == name]
+    if not name or not depths:
+        raise PatternError(
+            f"the siblings share a value {name!r} that their tree does not read",
+            remedy='write `x = p.any("x")`, `return p.siblings(p.linear(x, ...), x)`',
+        )
+    return min(depths)
+
+
 def candidates(value: Value, depth: int, accepts: Callable[[Operation], bool]) -> list[Operation]:
     """Return the operations up to some number of operations behind a value, in the order of the graph."""
     found: dict[Operation, None] = {}

@@ -18,9 +18,9 @@ from ir.errors import InputError, ParseError, PatternError, ValidationError
 from ir.program import Program
 from passes.apply import Convert
 from passes.manager.manager import Pass, PassContext, PassManager
+from passes.rewrite.bounds.tolerance import Approximation, Tolerance, composed
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
-from passes.rewrite.tolerance import Approximation, Tolerance, composed
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 MODEL = nn.Sequential(nn.Tanh(), nn.Tanh())

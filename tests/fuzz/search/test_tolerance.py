@@ -8,9 +8,9 @@ from hypothesis import settings
 from fuzz.search.counterexample import UnsoundError
 from fuzz.search.sound import assert_sound
 from ir.core import Value
+from passes.rewrite.bounds.tolerance import Tolerance
 from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
-from passes.rewrite.tolerance import Tolerance
 
 FEW = settings(max_examples=25, deadline=None, database=None)
 

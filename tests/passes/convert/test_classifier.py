@@ -198,3 +198,32 @@ def test_a_pool_to_a_size_that_the_program_computes(size):
         }"""
     (match,) = [variant.try_match(parse_program(text).graph.first) for variant in compile_rule(pattern)]
     assert "to a size that the program computes" in pattern.check(match)
+
+
+@pytest.mark.parametrize(
+    ("middle", "left", "edge"),
+    [
+        ((nn.Flatten(), nn.LayerNorm(4), nn.Dropout(0.5)), {"aten.dropout"}, "dropout at `3` is aten.layer_norm"),
+        (
+            (nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5)),
+            {"aten.dropout", "aten.batch_norm"},
+            "dropout at `3` is aten.batch_norm",
+        ),
+        ((nn.Dropout(0.5), nn.BatchNorm2d(4), nn.Flatten()), {"aten.dropout", "aten.batch_norm"}, ""),
+    ],
+    ids=["layer norm", "batch norm", "on the map"],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_heads_with_a_norm_or_dropout_are_fused_or_left_alone_for_an_edge(middle, left, edge, training):
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), *middle, nn.Linear(4, 3)).train(training)
+    result = transform(model, (image(),))
+    stay = {op.name for op in result.program.graph.operations() if op.body is None and op.name != "aten.reshape"}
+    assert stay == left
+    assert any(op.name in ("fused.linear", "fused.conv_bn") for op in result.program.graph.operations())
+    kept = {remark.operation: remark.reason for remark in result.remarks if remark.kind == "kept"}
+    for name in left:
+        assert f"operand `input` of {name} at `" in kept[name], kept[name]
+    if edge:
+        assert edge in str(result.explain("4", rule="FlattenLinearToConv1x1Pattern"))
+    else:
+        assert result.counts()["FlattenLinearToConv1x1Pattern"] == 1

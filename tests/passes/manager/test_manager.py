@@ -343,14 +343,24 @@ def test_verify_each_catches_a_pass_that_breaks_the_ir():
     @attrs.frozen
     class Breaks(Nothing):
         name: ClassVar[str] = "breaks"
+        on: bool = True
 
         def run(self, program, context):
+            if not self.on:
+                return
             program.graph.first.results[0].type = f32(7)
             program.graph.revision += 1
 
-    with pytest.raises(VerificationError) as caught:
+    with pytest.raises(VerificationError, match="the pass `breaks` broke the program"):
         PassManager([Breaks()]).with_instruments(VerifyEach())(chain())
-    assert any("breaks" in note for note in caught.value.__notes__)
+    inner = PassManager([Breaks(label="first"), Breaks(False), Breaks()])
+    with pytest.raises(VerificationError, match=r"the pass `sequence > sequence > first` broke") as caught:
+        run_pass(PassManager([inner]), chain(), PassContext(instruments=(VerifyEach(),)))
+    assert "bisect" in str(caught.value.remedy)
+    assert caught.value.__cause__ is not None
+    twice = PassManager([Nothing(), Breaks(False), Breaks()])
+    with pytest.raises(VerificationError, match=r"the pass `sequence > breaks\[1\]` broke"):
+        run_pass(twice, chain(), PassContext(instruments=(VerifyEach(),)))
 
 
 def test_verify_each_catches_a_change_behind_the_revision():

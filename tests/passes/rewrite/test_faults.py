@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from ir.compare import programs_equal
 from ir.errors import GraphwrightError, PatternError
+from ir.text.parser import parse_program
+from ir.verify import verify
 from passes.fuse.base import FusionPattern
 from passes.rewrite.driver import RewriteLog, run_sweep, run_worklist
 from passes.rewrite.matching import RuleIndex
@@ -283,6 +286,27 @@ def test_a_pattern_class_needs_both_methods():
     for rule, method in ((NoPattern(), "pattern"), (NoRewrite(), "rewrite")):
         with pytest.raises(PatternError, match=rf"class .*{type(rule).__name__} has no `{method}`[^\0]*define"):
             RuleIndex([rule])
+
+
+def test_a_region_without_names_of_parts_says_nothing_of_them():
+    class Fuses(Pattern):
+        """relu(neg(x)) = region(x)"""
+
+        is_fusion = True
+
+        def pattern(self, p):
+            return p.relu(p.neg(p.any("x")), name="relu")
+
+        def rewrite(self, m, b):
+            return b.fuse("turned", m.ops, parts=parts(m))
+
+    for parts, text in ((lambda m: None, None), (lambda m: {}, None), (lambda m: {m.relu: "act"}, ("", "act"))):  # noqa: B007 - `rewrite` calls it
+        p = program([f32(2)], lambda b, x: b.relu(b.neg(x)))
+        run_worklist(p, RuleIndex([Fuses()]), RewriteLog())
+        assert p.graph.first.attributes.get("parts") == text
+        assert ("parts" in str(p)) is (text is not None)
+        verify(p)
+        assert programs_equal(parse_program(str(p)), p) is None
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,13 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from ir.errors import PatternError
+from compiler.bisection import bisect
+from compiler.driver import transform
+from ir.errors import PatternError, VerificationError
+from ir.locations import Location
 from ir.program import Program
 from ir.text.printer import print_program
 from passes.apply import Convert
@@ -197,3 +202,58 @@ def test_a_pattern_that_cannot_be_compiled_is_an_error() -> None:
 
     with pytest.raises(PatternError, match="the pattern of IllFormed"):
         run_worklist(chain(), RuleIndex([IllFormed()]), lenient())
+
+
+class ChecksAndEdits(Relu):
+    def check(self, m):
+        m.relu.set_attribute("noted", True)
+
+
+class ChecksEditsAndRaises(ChecksAndEdits):
+    def check(self, m):
+        super().check(m)
+        raise KeyError("lost")
+
+
+class AsksAndEdits(Relu):
+    def pattern(self, p):
+        def where(op):
+            op.set_attribute("noted", True)
+
+        return p.relu(p.any("x"), name="relu", where=where)
+
+
+@pytest.mark.parametrize("rule", [ChecksAndEdits, ChecksEditsAndRaises, AsksAndEdits])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_check_or_condition_that_changes_the_program_is_named(rule, strict):
+    p = program([f32(2)], lambda b, x: b.relu(b.neg(b.neg(x))))
+    p.graph.last.prev.location = Location("net.act", file="net.py", line=7)
+    log = RewriteLog(strict=strict)
+    with pytest.raises(PatternError, match=f"of {rule.__name__} .*{__file__}:.*changed the program") as caught:
+        run_worklist(p, RuleIndex([rule()]), log)
+    assert "net.act" in str(caught.value)
+    assert "net.py:7" in str(caught.value)
+    assert "`rewrite`" in caught.value.remedy
+    assert p.graph.num_operations == 3
+
+
+def test_a_rule_that_breaks_the_program_is_found_by_what_the_error_says():
+    class Shortens(Relu):
+        """relu(x) = x, of another type"""
+
+        is_conversion = True
+
+        def rewrite(self, m, b):
+            result = b.neg(m.x)
+            result.type = f32(7)
+            m.relu.results[0].type = f32(7)
+            return result
+
+    model = nn.Sequential(nn.ReLU(), nn.Tanh())
+    pipeline = PassManager([Canonicalize(), Fixpoint([Convert([Shortens])])])
+    with pytest.raises(VerificationError, match=r"the pass `sequence > fixpoint > convert` broke") as caught:
+        transform(model, (torch.ones(2),), pipeline=pipeline)
+    assert "graphwright.bisect" in caught.value.remedy
+    found = bisect(model, (torch.ones(2),), pipeline=pipeline)
+    assert found.culprit is not None
+    assert found.culprit.rule == "Shortens"

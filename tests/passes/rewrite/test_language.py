@@ -116,6 +116,26 @@ def test_an_argument_of_another_overload_is_told_that_one(short: str, given: Any
     assert [remark.message for remark in applied(Summed(), p).remarks] == ["it is found"]
 
 
+@pytest.mark.parametrize(("short", "key", "given"), [("sum", "dim", 1), ("sum", "dim", [-1]), ("max", "dim", 1)])
+def test_an_attribute_of_another_overload_is_told_that_one(short: str, key: str, given: Any) -> None:
+    class Wanted(Rule):
+        """sum(x, dim=1) = relu(x), by the name that the error says"""
+
+        def pattern(self, p: PatternBuilder) -> Node:
+            return p.op(named or f"aten.{short}", p.any("x"), **{key: given})
+
+        def check(self, m: Match) -> str | None:
+            return "it is found"
+
+    named = ""
+    with pytest.raises(PatternError, match=f"aten.{short} has no attribute '{key}'") as caught:
+        compile_rule(Wanted())
+    assert "out" not in str(caught.value.remedy)
+    named = str(caught.value.remedy).partition('`p.op("')[2].partition('"')[0]
+    p = program([f32(2, 3)], lambda b, x: b.op(named, x, **{key: given}).results[0])
+    assert [remark.message for remark in applied(Wanted(), p).remarks] == ["it is found"]
+
+
 # --- named alternatives
 
 

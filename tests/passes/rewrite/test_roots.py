@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from fuzz.rules.partial import explained_otherwise
-from ir.core import Value
+from ir.core import Operation, Value
 from ir.errors import PatternError
 from ir.program import Program
 from ir.verify import verify
-from passes.explain.partial import Tree
+from passes.explain import partial
 from passes.rewrite.driver import RewriteLog, run_sweep, run_worklist
 from passes.rewrite.matching import RuleIndex, compile_rule
-from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
+from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder, Tree
 from passes.rewrite.rewriter import Rewriter
 from tests.passes.building import f32, names, program
 
@@ -197,7 +197,7 @@ def test_fusions_have_several_roots_too() -> None:
 
 def test_how_far_it_got_names_the_root_that_is_missing() -> None:
     rule = SinCos()
-    tree = Tree(rule, compile_rule(rule))
+    tree = partial.Tree(rule, compile_rule(rule))
     p = program([f32(3), f32(3)], lambda b, x, y: (b.sin(x), b.cos(y)))
     for op, other in zip(p.graph.operations(), ("cos", "sin"), strict=True):
         found = tree.furthest(op)
@@ -237,3 +237,105 @@ def test_ill_formed_roots_are_refused(build: Any, message: str) -> None:
 
     with pytest.raises(PatternError, match=message):
         compile_rule(Wrong())
+
+
+def _same_rank(first: Match, other: Match) -> str | None:
+    ranks = first.w.tensor_type.rank, other.w.tensor_type.rank
+    return None if ranks[0] == ranks[1] else f"its weight has rank {ranks[1]}, not {ranks[0]}"
+
+
+class AllLinears(Pattern):
+    """linear(x, wᵢ) = split(linear(x, cat(w))), of weights with one rank"""
+
+    is_conversion = True
+
+    def pattern(self, p: PatternBuilder) -> Tree:
+        """Match all."""
+        x = p.any("x")
+        linear = p.linear(x, p.any("w"), None, name="linear", where=self.condition)
+        return p.siblings(linear, x, "linears", minimum=3, alike=_same_rank)
+
+    def condition(self, op: Operation) -> str | None:
+        """Leave out weights of one row."""
+        return "its weight has one row" if op.input("weight").tensor_type.shape == (1, 4) else None
+
+    def rewrite(self, m: Match, b: Rewriter) -> Any:
+        """Make one of them."""
+        sizes = [each.w.tensor_type.shape[0] for each in m.linears]
+        return b.op("aten.split_with_sizes", b.linear(m.x, b.cat([each.w for each in m.linears], 0)), sizes, -1).results
+
+
+def _linears(*sizes: int) -> Program:
+    def body(b: Any, x: Value, *weights: Value) -> Any:
+        first, *others = [b.linear(x, weight) for weight in weights]
+        return b.relu(first), *others
+
+    return program([f32(2, 4)], body, {f"w{i}": f32(size, 4) if size else f32(4) for i, size in enumerate(sizes)})
+
+
+@pytest.mark.parametrize("count", [3, 4, 7])
+def test_siblings_are_replaced_together_however_many_there_are(count: int) -> None:
+    p = _linears(*range(2, count + 2))
+    (match,) = applied(AllLinears(), p).matches
+    assert [op.name for op in match.replaced] == ["aten.linear"] * count
+    assert names(p) == ["aten.cat", "aten.linear", "aten.split_with_sizes", "aten.relu"]
+    assert [value.known_shape for value in p.graph.outputs if value is not None] == [
+        (2, n) for n in range(2, count + 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ((2, 3), ""),
+        ((2, 3, 1), "its weight has one row"),
+        ((1, 2, 3), "its weight has one row"),
+        ((2, 3, 0), "its weight has rank 1, not 2"),
+    ],
+)
+def test_too_few_siblings_are_left_alone_for_a_reason(sizes: tuple[int, ...], reason: str) -> None:
+    p = _linears(*sizes)
+    log = applied(AllLinears(), p)
+    assert names(p).count("aten.linear") == len(sizes)
+    said = [remark.message for remark in log.remarks if remark.kind == "missed"]
+    assert any(reason in message for message in said) if reason else not said
+
+
+def test_siblings_that_do_not_fit_stay_beside_those_that_do() -> None:
+    p = _linears(1, 2, 3, 5, 0)
+    (match,) = applied(AllLinears(), p).matches
+    assert len(match.replaced) == 3
+    assert names(p).count("aten.linear") == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p, x: p.siblings(p.any("y"), x), "is not a pattern"),
+        (lambda p, x: p.siblings(p.relu(p.any("y")), x), "does not read"),
+        (lambda p, x: p.siblings(p.relu(p.any()), p.any()), "is not a value that siblings read"),
+        (lambda p, x: p.siblings(p.relu(x), x, minimum=1), "are none"),
+        (lambda p, x: p.neg(p.siblings(p.relu(x), x)), "is not a pattern"),
+    ],
+)
+def test_wrong_siblings_are_refused(make: Any, message: str) -> None:
+    class Wrong(AllLinears):
+        """a wrong pattern"""
+
+        def pattern(self, p: PatternBuilder) -> Tree:
+            return make(p, p.any("x"))
+
+    with pytest.raises(PatternError, match=message):
+        compile_rule(Wrong())
+
+
+def test_an_answer_of_alike_that_is_none_is_an_error() -> None:
+    class Odd(AllLinears):
+        """linear(x, wᵢ), compared by a function that answers True"""
+
+        def pattern(self, p: PatternBuilder) -> Tree:
+            x = p.any("x")
+            return p.siblings(p.linear(x, p.any("w"), None), x, "linears", alike=lambda a, b: True)  # type: ignore[return-value]
+
+    with pytest.raises(PatternError, match="`alike` of the siblings 'linears' returned True"):
+        run_worklist(_linears(2, 3), RuleIndex([Odd()]), RewriteLog())

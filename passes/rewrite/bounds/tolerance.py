@@ -10,6 +10,13 @@ import attrs
 
 from ir.errors import InputError
 
+Place = tuple[str, int | str]
+"""Where a program leaves numbers: `("result", 0)`, by the order of the flattened result; `("buffer", "norm.mean")`; and
+`ARGUMENTS`."""
+
+ARGUMENTS: Place = ("arguments", 0)
+"""What a call leaves in its arguments, in all of them together."""
+
 
 def _bound(_: Any, field: Any, given: Any) -> None:
     if type(given) is bool or not isinstance(given, (int, float)) or not (math.isfinite(given) and given >= 0):
@@ -72,42 +79,109 @@ class Approximation:
         kind: `rewrite` of a rule, or `run` of a pass.
         tolerance: how far each time.
         count: how many times.
+        reaches: the places whose numbers it can reach by data flow; None for all.
     """
 
     name: str
     kind: str
     tolerance: Tolerance
     count: int
+    reaches: frozenset[Place] | None = None
 
     def __str__(self) -> str:
         each = " each" if self.count > 1 else ""
-        return f"{self.count} {self.kind}{'s' if self.count > 1 else ''} of {self.name}, within {self.tolerance}{each}"
+        where = "" if self.reaches is None else f", in {_listed(self.reaches)}"
+        many = "s" if self.count > 1 else ""
+        return f"{self.count} {self.kind}{many} of {self.name}, within {self.tolerance}{each}{where}"
+
+
+def _listed(places: Iterable[Place]) -> str:
+    """Return places in words: `result 0, buffer 'cache'`."""
+    found = [
+        "arguments after the call" if place == ARGUMENTS else f"{place[0]} {place[1]!r}"
+        for place in sorted(places, key=lambda place: (("result", "arguments", "buffer").index(place[0]), place[1]))
+    ]
+    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "") or "no result"
+
+
+@attrs.frozen
+class Bounds:
+    """How far each result of a program, and what a call leaves behind, may differ on purpose.
+
+    Where it cannot be told which place a tensor is, all approximations count.
+
+    Attributes:
+        approximations: what changed numbers on purpose.
+        results: the number of leaves of the result.
+        places: the places where the program leaves numbers.
+    """
+
+    approximations: tuple[Approximation, ...]
+    results: int = -1
+    places: frozenset[Place] = frozenset()
+
+    @property
+    def whole(self) -> Tolerance | None:
+        """The bound for all approximations together."""
+        return composed(self.approximations)
+
+    def of_results(self, count: int) -> list[Tolerance | None]:
+        """Return the bound of each leaf of a result that has so many."""
+        if count != self.results:
+            return [self.whole] * count
+        return [self._of(("result", number)) for number in range(count)]
+
+    def of_arguments(self) -> Tolerance | None:
+        """Return the bound of the arguments after a call."""
+        return self._of(ARGUMENTS)
+
+    def of_buffer(self, name: str) -> Tolerance | None:
+        """Return the bound of a buffer after a call."""
+        place = "buffer", name
+        return self._of(place) if place in self.places else self.whole
+
+    def _of(self, place: Place) -> Tolerance | None:
+        return composed(each for each in self.approximations if each.reaches is None or place in each.reaches)
 
 
 @attrs.define(eq=False)
 class Approximations:
     """What changed numbers on purpose in one run of a pipeline: only what did something counts."""
 
-    _counts: dict[tuple[str, str, Tolerance], int] = attrs.field(factory=dict)
+    _counts: dict[tuple[str, str, Tolerance, frozenset[Place] | None], int] = attrs.field(factory=dict)
 
-    def add(self, name: str, kind: str, tolerance: Tolerance) -> None:
-        """Add one rewrite of a rule, or one run of a pass."""
-        key = name, kind, tolerance
+    def add(self, name: str, kind: str, tolerance: Tolerance, reaches: frozenset[Place] | None = None) -> None:
+        """Add one rewrite of a rule, or one run of a pass, and the places that it reaches; None for all."""
+        key = name, kind, tolerance, reaches
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def mark(self) -> Mapping[Any, int]:
         """Return what `replace_since` is given later."""
         return dict(self._counts)
 
-    def replace_since(self, mark: Mapping[Any, int], name: str, tolerance: Tolerance) -> None:
+    def replace_since(
+        self, mark: Mapping[Any, int], name: str, tolerance: Tolerance, reaches: frozenset[Place] | None = None
+    ) -> None:
         """Put one run of a pass, which answers for all that ran in it, in the place of what was added since a mark."""
         self._counts.clear()
         self._counts.update(mark)
-        self.add(name, "run", tolerance)
+        self.add(name, "run", tolerance, reaches)
 
     def listed(self) -> tuple[Approximation, ...]:
         """Return each rule and each pass, in the order in which they first did something."""
-        return tuple([Approximation(*key, count) for key, count in self._counts.items()])
+        return tuple([Approximation(*key[:3], count, key[3]) for key, count in self._counts.items()])
+
+
+def as_bounds(given: Tolerance | Bounds | None) -> Bounds | None:
+    """Return bounds; a tolerance is that of every result."""
+    return Bounds((Approximation("", "run", given, 1),)) if isinstance(given, Tolerance) else given
+
+
+def allowed_text(tolerance: Tolerance | None, bounds: Bounds | None) -> str:
+    """Return what a message about a place with this tolerance says of the bounds of all; nothing without any."""
+    if tolerance is not None:
+        return f"; {tolerance} is allowed on purpose"
+    return "" if bounds is None else "; nothing that changes numbers on purpose reaches it"
 
 
 def composed(approximations: Iterable[Approximation]) -> Tolerance | None:
