@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes as disable_curre
 
 from compiler.extras import import_extra
 from compiler.onnx.formulas import FORMULAS
+from compiler.onnx.scatter import SCATTERS
 from ir.caches import cached
 from ir.errors import CodegenError
 
@@ -63,6 +64,7 @@ def kernels() -> dict[str, Callable[..., Any]]:
 
     return {
         **FORMULAS,
+        **SCATTERS,
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,

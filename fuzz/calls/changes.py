@@ -42,20 +42,20 @@ def changed_call(source: Source, opdef: OpDef, types: Types, attributes: Attribu
     if source.integer(0, 7) == 7:
         dtype = source.one_of(DTYPES)
         types = map_types(types, lambda t: attrs.evolve(t, dtype=dtype))
-        if source.flag():
-            types = _with_another_size(source, types)
+        if source.integer(0, 3):  # where there is nothing to compute, kernels take other dtypes as well
+            types = _with_another_size(source, types, (0, 0, 1))
     if source.integer(0, 7) == 7:
-        types = _with_another_size(source, types)
+        types = _with_another_size(source, types, (0, 1))
     return types, attributes
 
 
-def _with_another_size(source: Source, types: Types) -> Types:
+def _with_another_size(source: Source, types: Types, others: tuple[int, ...]) -> Types:
     """Draw a call with 0 or 1 wherever there was some number: it fits as before, mostly."""
     sizes: list[Any] = []
     map_types(types, lambda t: sizes.extend(t.shape or ()))
     if not sizes:
         return types
-    old, new = source.one_of(sizes), source.integer(0, 1)
+    old, new = source.one_of(sizes), source.one_of(others)
     return map_types(types, lambda t: attrs.evolve(t, shape=tuple([new if n == old else n for n in t.shape or ()])))
 
 

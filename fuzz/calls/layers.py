@@ -253,13 +253,15 @@ def addmm(source: Source, opdef: OpDef) -> Arguments:
 
 
 def attention(source: Source, opdef: OpDef) -> Arguments:
-    """Self- and cross-attention, causal or with a mask."""
+    """Self- and cross-attention, causal or with a mask; seldom to nothing."""
     query = source.tensor(2 if source.integer(0, 7) == 7 else 3, 5, zero=False)
     shape = shape_of(query)
     keys = shape[-2] if source.flag() else source.size()
     same = source.flag()
     if same:
         keys = shape[-2]
+    elif source.integer(0, 7) == 7:
+        keys = 0
     key = query if same else source.like(query, (*shape[:-2], keys, shape[-1]))
     width = shape[-1] if source.flag() else source.size()
     value = source.like(query, (*shape[:-2], keys, width))

@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "transposed weight": Family("equal"),
     "in place through a view": Family("equal"),
     "names": Family("refused"),
+    "reserved names": Family("equal"),
     "size from data": Family("equal"),
     "autocast region": Family("equal", guarded=True),
 }

@@ -325,6 +325,15 @@ HOOKS = (
     ),
 )
 
+
+def _modules_called(*names: str, add: str = "self.add_module({!r}, {})") -> dict[str, str]:
+    """Return the fields of a variant with layers of these names, each called on the result of the one before."""
+    result = "$x"
+    for name in names:
+        result = f"self._modules[{name!r}]({result})"
+    return of(result, setup="\n".join(add.format(name, "nn.Linear($last, $last)") for name in names))
+
+
 NAMES = variants(
     "names",
     {
@@ -337,7 +346,45 @@ NAMES = variants(
             'self._buffers["\\u00b5"] * $x - 2 * self._buffers["\\u03bc"]',
             setup='self.register_buffer("\\u00b5", torch.ones(()))\nself.register_buffer("\\u03bc", torch.ones(()))',
         ),
+        "methods": _modules_called("forward", "eval", add="self._modules[{!r}] = {}"),
     },
 )
 
-RECIPES = (*RANDOMNESS, *HIDDEN_STATE, *QUESTIONS, *GRAD_REGIONS, *OWN_BACKWARDS, *CACHES, *HOOKS, *NAMES)
+
+def _tensors_called(*names: str) -> dict[str, str]:
+    made = "\n".join(
+        f"self.register_buffer({name!r}, torch.full((), 0.5))\n"
+        f"self.register_parameter({name + '_'!r}, nn.Parameter(torch.full((), 2.0)))"
+        for name in names
+    )
+    uses = "".join(f" * getattr(self, {name!r}) + getattr(self, {name + '_'!r})" for name in names)
+    return of(f"$x{uses}", setup=made)
+
+
+RESERVED_NAMES = variants(
+    "reserved names",
+    {
+        "of the language": _modules_called("class", "lambda", "None", "print"),
+        "of what forward reads": _modules_called("self", "x", "torch", "v1", "inf"),
+        "of graphs": _modules_called("start", "graph", "code", "meta", "recompile", "print_readable"),
+        "of ours": _modules_called("_taken", "program", "guards", "container"),
+        "tensors": _tensors_called("class", "self", "start", "graph", "_guard"),
+        "in a container": of(
+            'self.parts$n["self"](self.parts$n["start"](self.parts$n["class"]($x)))',
+            setup='self.parts$n = nn.ModuleDict({k: nn.Linear($last, $last) for k in ("class", "start", "self")})',
+        ),
+    },
+    ways=("export",),
+)
+
+RECIPES = (
+    *RANDOMNESS,
+    *HIDDEN_STATE,
+    *QUESTIONS,
+    *GRAD_REGIONS,
+    *OWN_BACKWARDS,
+    *CACHES,
+    *HOOKS,
+    *NAMES,
+    *RESERVED_NAMES,
+)

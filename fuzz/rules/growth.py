@@ -43,7 +43,7 @@ def operators_with(trait: Trait) -> tuple[OpDef, ...]:
 
 
 @attrs.define
-class _Tried:
+class Tried:
     """The operators that were tried for one node and did not fit."""
 
     unfit: set[OpDef] = attrs.field(factory=set)
@@ -242,7 +242,7 @@ class Growth:
         finally:
             self.spatial, self.ranks, self.source.alike = outer, outer_ranks, around
         broken = self._broken_edges(fixed)
-        tried = _Tried()
+        tried = Tried()
         for attempt in range(_ATTEMPTS):
             self.source.ranks, self.source.result_ranks = demanded, outer_ranks
             try:
@@ -279,7 +279,7 @@ class Growth:
         fixed: dict[int | str, Any],
         free: dict[int | str, AnyValue],
         broken: set[int | str],
-        tried: _Tried,
+        tried: Tried,
         attempt: int,
     ) -> Operation | None:
         source = self.source

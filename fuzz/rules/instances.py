@@ -20,6 +20,7 @@ from fuzz.programs.strategy import finish_program, holds_for_all_numbers
 from fuzz.rules.dictionary import Numbers, dictionary_of, operators_named_by
 from fuzz.rules.growth import NEAR_MISSES, Growth
 from fuzz.rules.match_source import MatchSource
+from fuzz.rules.spellings import suited
 from fuzz.rules.variation import Variation
 from ir.caches import WeakCache
 from ir.core import Operation, Value
@@ -123,15 +124,23 @@ def _fires(rule: Pattern, op: Operation) -> bool:
 
 
 def _of_example(draw: st.DrawFn, rule: Pattern, *, symbolic: bool) -> Instance:
-    """Return a variation of an example, more often of one that fires than of a near miss; a size may be a symbol."""
+    """Return a variation of an example, more often of one that fires than of a near miss; a size may be a symbol.
+
+    Half of those that fire are spelled in an alternative of the pattern, each as often.
+    """
     variants, numbers, named = _prepared(rule)
     firing, near = ([e for e in rule.examples if bool(e.refused) is refused] for refused in (False, True))
     chosen = near if near and draw_integer(draw, 0, 7) > 5 else firing or near
-    example = chosen[draw_integer(draw, 0, len(chosen) - 1)]
+    example, number, tree = chosen[draw_integer(draw, 0, len(chosen) - 1)], -1, None
+    if len(variants) > 1 and chosen is firing and draw_integer(draw, 0, 1):
+        number = draw_integer(draw, 0, len(variants) - 1)
+        others = suited(rule, variants[number])
+        if others:
+            example, tree = others[draw_integer(draw, 0, len(others) - 1)], variants[number]
     for _ in range(_VARIATIONS):
         source = MatchSource(draw, numbers, named, symbolic=symbolic)
         with suppress(Unavailable, GraphwrightError):
-            roots = Variation(source, rule, variants).build(example)
+            roots = Variation(source, rule, variants).build(example, tree)
             break
     else:
         reject()
@@ -139,7 +148,7 @@ def _of_example(draw: st.DrawFn, rule: Pattern, *, symbolic: bool) -> Instance:
     finish_program(source, [*(roots if source.integer(0, 3) else roots[1:]), *source.returned])
     if source.program.symbols and not holds_for_all_numbers(source.program):
         reject()
-    return Instance(rule, source.program, "example", -1, example.unknown)
+    return Instance(rule, source.program, "example", number if tree is not None else -1, example.unknown)
 
 
 _EXPANDED: WeakCache[Pattern, tuple[list[Tree], Numbers, frozenset[str]]] = WeakCache()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fuzz.calls.source import Unavailable
 from fuzz.rules.dictionary import holds, is_alike, neutral_like
 from fuzz.rules.match_source import MatchSource
 from ir.attributes import normalize_attribute
@@ -71,7 +70,7 @@ def draw_attributes(
             attributes[name] = captured[expected.name] = known
         elif isinstance(expected, AttrWhere):
             if change != "condition":
-                attributes[name] = _meeting(source, expected.predicate, attributes[name])
+                attributes[name] = meeting(source, expected.predicate, attributes[name])
         else:
             attributes[name] = expected
     flag = opdef.training
@@ -89,14 +88,16 @@ def made_of_sizes(captures: Mapping[str, Any]) -> list[int | float]:
     return [number for n in sorted(sizes) for number in (n**-0.5, n**-0.5, n**0.5, 1 / n, n)]
 
 
-def _meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:
+def meeting(source: MatchSource, predicate: Callable[[Any], bool], drawn: Any) -> Any:
+    """Draw an attribute that meets a condition: the drawn one, one that the rule's code names, or a common one.
+
+    Raises:
+        Unavailable: when none does.
+    """
     if holds(predicate, normalize_attribute(drawn)) and source.flag():
         return drawn
     pool = [drawn, *source.dictionary, *source.around, *_COMMON]
-    meeting = [value for value in pool if holds(predicate, normalize_attribute(value))]
-    if not meeting:
-        raise Unavailable
-    return source.one_of(meeting)
+    return source.one_of([value for value in pool if holds(predicate, normalize_attribute(value))])
 
 
 def _is_positive(value: Any) -> bool:

@@ -21,6 +21,7 @@ from fuzz.programs.strategy import HALVES
 from fuzz.rules.growth import operators_with
 from fuzz.rules.match_source import PREFIXES, MatchSource
 from fuzz.rules.respelling import Respelling
+from fuzz.rules.spellings import spelled
 from ir.builder import bind_arguments
 from ir.caches import cached
 from ir.copying import copy_operation
@@ -81,8 +82,12 @@ class Variation:
         self.computed: dict[Value, None] = {}
         """The values that replace results of operations of the example, in their order."""
 
-    def build(self, example: Example) -> list[Value]:
+    def build(self, example: Example, tree: Tree | None = None) -> list[Value]:
         """Build the program; return the values that replace the outputs of the example.
+
+        Args:
+            example: the example.
+            tree: an alternative of the pattern, in which what the rule fires on is spelled; None for its own.
 
         Raises:
             Unavailable: when the changes do not fit together.
@@ -108,9 +113,15 @@ class Variation:
         for _ in range(source.integer(1, 1 + len(ops) // _OPS_FOR_AN_EDIT) if ops and source.flag() else 0):
             edits.setdefault(source.integer(0, len(ops) - 1), []).append(source.one_of(EDITS))
         anonymous = self._seldom()
+        spelling = None if tree is None else spelled(self.rule, program, tree)
         for number, op in enumerate(ops):
+            if spelling is not None and op in spelling.inner:
+                continue
             source.builder.location = UNKNOWN_LOCATION if anonymous else op.location
-            results = self._operation(op, edits.get(number, []))
+            if spelling is not None and op is spelling.match.root:
+                results = list(spelling.build(source, self.values))
+            else:
+                results = self._operation(op, edits.get(number, []))
             if len(results) < len(op.results):
                 raise Unavailable
             self.values.update(zip(op.results, results, strict=False))

@@ -103,6 +103,8 @@ def _flat(b: Rewriter, value: Value, sizes: Sequence[Dim]) -> Value:
 
 def _why_one_number(sizes: Sequence[Dim]) -> str | None:
     """Return why the deviations from a mean may be 0, and all that is computed from them noise; None if not."""
+    if 0 in sizes:
+        return "what is normalized is empty: PyTorch's gradient of a weight of its group norm is NaN there"
     if any(type(size) is int and size > 1 for size in sizes):
         return None
     return f"what is normalized may be one number: its sizes are {tuple(sizes)}"
@@ -345,6 +347,12 @@ class RecomposeGroupNormPattern(Pattern):
         _GROUPS_AFFINE,
         _GROUPS_AFFINE.changed(("return %z", "return %y"), ("%h, %w", "%w, %h")),
         _GROUPS_AFFINE.changed(("%y =", "%k = aten.contiguous(%h) %y ="), ("%h, %w", "%k, %w")),
+        _GROUPS_AFFINE.changed(
+            ("%w : f32[2*c, 1, 1]", "%w : f32[2*c]"),
+            ("(%x, None", "(%x, %w"),
+            ("%y = aten.mul.Tensor(%h, %w)", ""),
+            ("%y, %b", "%h, %b"),
+        ),
         _GROUPS.changed(
             ("f32[n, 4*c, h, 3]", "f32[4, 4, h, 3]"),
             ("[n, 2, 6*c*h]", "[2, 4, 6*h]"),
@@ -361,6 +369,7 @@ class RecomposeGroupNormPattern(Pattern):
         _GROUPS_WRITTEN.changed(("dim=[2, 3, 4]", "dim=[2, 3]"), refused="over all that is in a group"),
         _GROUPS_WRITTEN.changed(("%k = aten.contiguous(%x)", ""), ("%k", "%x"), refused="its strides show"),
         _GROUPS_AFFINE.changed(("%w : f32[2*c, 1, 1]", "%w : f32[3]"), refused="not one number for each"),
+        _GROUPS_AFFINE.changed(("2*c, h, 3]", "2*c, 0, 3]"), refused="what is normalized is empty"),
     )
 
     @override

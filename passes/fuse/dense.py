@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from ir.types import TensorType
+from ir.types import TensorType, dims_equal
 from passes.fuse.base import CLIPPING_ACTIVATIONS, FusionPattern, activation, unlike_operand
 from passes.rewrite.example import Example
 from passes.rewrite.pattern import Match, Node, PatternBuilder
@@ -142,6 +142,7 @@ class GatedLinearPattern(FusionPattern):
         _PACKED,
         _PACKED.changed(("silu(%a)", "sigmoid(%b)"), ("%s, %b", "%a, %s")),
         _PACKED.changed(("f32[n, t, c]", "f32[n, 2*d, c]"), ("dim=2", "dim=1"), refused="not split over its features"),
+        _PACKED.changed(("2*d", "d + 1"), ("[d, d]", "[1, d]"), refused="not split over its features"),
         _PACKED.changed(
             ("%z = ", "%p, %q = aten.split_with_sizes(%y) {split_sizes=[d, d], dim=2} %z = "),
             ("%s, %b", "%s, %q"),
@@ -169,7 +170,8 @@ class GatedLinearPattern(FusionPattern):
             return f"the linear at `{m.gate_up.location.where}` is split twice"
         rank = m.gate_up.result.tensor_type.rank
         sizes = m.half0.attributes["split_sizes"]
-        if rank is None or m.half0.attributes["dim"] % rank != rank - 1 or len(sizes) != 2:
+        is_halved = len(sizes) == 2 and dims_equal(sizes[0], sizes[1])  # others may broadcast
+        if rank is None or m.half0.attributes["dim"] % rank != rank - 1 or not is_halved:
             return f"the result of the linear at `{m.gate_up.location.where}` is not split over its features in two"
         return None
 

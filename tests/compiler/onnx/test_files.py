@@ -197,6 +197,9 @@ def test_an_operation_is_named_of_whose_parts_one_cannot_be_written(tmp_path):
         lambda x: F.pad(x, (-1, 2, 3, -2), mode="circular"),
         lambda x: F.interpolate(x, size=(3, 9), mode="bilinear", antialias=True, align_corners=True),
         lambda x: F.interpolate(x, scale_factor=(0.5, 0.4), mode="bicubic", antialias=True),
+        lambda x: x.scatter_reduce(3, torch.tensor([0, 3, 0]).expand(1, 2, 5, 3), x, "mean"),
+        lambda x: x.scatter_reduce(3, torch.tensor([0, 3, 0]).expand(1, 2, 5, 3), x, "mean", include_self=False),
+        lambda x: x.scatter(3, torch.tensor([0, 3, 0]).expand(1, 2, 5, 3), x, reduce="multiply"),
     ],
 )
 def test_what_engines_lack_or_read_otherwise_is_written_with_what_they_have(of):

@@ -13,7 +13,11 @@ from torch.nn import functional as F
 from graphwright import PassManager, transform
 from graphwright.passes import Canonicalize, Convert, Fuse
 from graphwright.tensorrt import TENSORRT_FUSION_PATTERNS, TENSORRT_PATTERNS
+from ir.text.parser import parse_program
+from ir.verify import verify
 from passes.convert.linears import MergeLinearsPattern, joint_name
+from passes.convert.recompose import RecomposeLinearPattern
+from passes.manager.manager import PassContext, run_pass
 from tests.passes.compiled import Calls
 from tests.zoo.equality import assert_equal_outputs
 
@@ -193,3 +197,31 @@ def test_products_with_weights_are_linear_layers(shape):
     names = sorted(op.name for op in result.program.graph.operations())
     assert names == ["aten.add.Tensor", "aten.sum", "fused.linear", "fused.linear_act"]
     assert sum(weight.numel() for weight in result.model.parameters()) == 4 * 6 + 6 + 3 * 6
+
+
+_BIASED_LATER = """
+program "made" {
+  parameter %a.weight : f32[4, 3] requires_grad
+  parameter %a.bias : f32[4] requires_grad
+  parameter %b.weight : f32[4, 3] requires_grad
+  parameter %b.bias : f32[4] requires_grad
+  argument "x" = input 0
+  result = output 0
+  graph(%x : f32[2, 3]) {
+    %rows = aten.linear(%x, %a.weight, None) : f32[2, 4]
+    %g = aten.add.Tensor(%rows, %a.bias) : f32[2, 4]
+    %s = aten.silu(%g) : f32[2, 4]
+    %u = aten.linear(%x, %b.weight, %b.bias) : f32[2, 4]
+    %y = aten.mul.Tensor(%s, %u) : f32[2, 4]
+    return %y
+  }
+}
+"""
+
+
+def test_a_layer_is_not_merged_before_an_earlier_one_that_a_rule_has_just_made() -> None:
+    """The later one comes first then; what is between the two would read a result below."""
+    program = parse_program(_BIASED_LATER)
+    run_pass(Convert((RecomposeLinearPattern, MergeLinearsPattern)), program, PassContext())
+    verify(program)
+    assert [op.name for op in program.graph.operations()].count("aten.linear") == 1
