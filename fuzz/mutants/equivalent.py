@@ -88,10 +88,6 @@ _JUDGED: dict[str, dict[str, str]] = {
     "passes.convert.classifier:_start_dim": {
         "integer: -1 -> -2 (2)": "no start: only 1 is asked for",
     },
-    "passes.convert.linears:MergeLinearsPattern.check": {
-        "condition: never fitting[0] is not linear": "of the rule alone: operations are visited in the order of the "
-        "program, and the first of some siblings takes all; a test holds what another rule makes earlier",
-    },
     "passes.convert.pooling:RemoveIdentityAdaptiveAvgPoolPattern.check": {
         "connective: without None in sizes of `or`": "the comparison that follows refuses an unknown size "
         "too, in other words",
