@@ -281,11 +281,6 @@ def test_a_missing_engine_is_named(engine, monkeypatch):
         pytest.param(lambda x: x % 0.7, torch.ones(3), "remainder of floating numbers", marks=pytest.mark.long),
         (lambda x: x >> 1, torch.tensor([-5, 5]), "shifts to the right"),
         (
-            lambda x: nn.functional.cosine_similarity(x, -x, dim=0),
-            torch.tensor(2.0),
-            "over dimension 0 of a tensor without",
-        ),
-        (
             lambda x: torch.add(*nn.functional.max_pool2d(x, 2, 3, 1, ceil_mode=True, return_indices=True)),
             torch.ones(1, 2, 7, 9),
             "pools with ceil_mode",

@@ -33,7 +33,7 @@ def test_the_matchers_agree_on_drawn_programs(rule: type[Pattern]) -> None:
 def test_a_disagreement_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fuzz.search.judge.explained_otherwise", lambda rule, program: "it is told otherwise")
     with pytest.raises(UnsoundError, match=r"explained.*\n?.*it is told otherwise"):
-        assert_sound(SpellRelu6(), settings=settings(max_examples=5))
+        assert_sound(SpellRelu6(), settings=settings(max_examples=100))
 
 
 def test_a_wrong_comparison_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
