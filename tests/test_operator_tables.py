@@ -29,6 +29,7 @@ TABLES = {
     "passes/quant/tables/tensorrt.py:TENSORRT": "what a target wants in integers",
     "compiler/onnx/integers.py:_CLIPS": "where an operator has the bounds of its range",
     "compiler/onnx/formulas.py:FORMULAS": "what PyTorch's exporter writes in another way than PyTorch computes it",
+    "compiler/onnx/scatter.py:SCATTERS": "what PyTorch's exporter writes in another way than PyTorch computes it",
     "compiler/lower/mode_steps.py:_OPERATORS": "the functions of PyTorch that call them",
     "compiler/lower/fx/operators.py:PIECES": "how many results an operator has in a graph without types",
     "compiler/codegen/functions.py:_METHODS": "emission: operators that read best as methods",

@@ -135,6 +135,7 @@ HARD: dict[str, tuple[Callable[[ModuleCase], bool], float]] = {
 """How often each hard case is reached at least, as a share of the modules that have no Python around their graphs."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HARD)
 def test_hard_cases_are_reached(drawn: list[ModuleCase], name: str) -> None:
     holds, least = HARD[name]
@@ -151,9 +152,11 @@ def test_sizes_of_modules(drawn: list[ModuleCase]) -> None:
 @pytest.mark.parametrize(
     ("text", "most"),
     [
-        ("nn.Conv2d(", 2),
         ("register_buffer", 2),
-        *(pytest.param(text, 2, marks=pytest.mark.long) for text in ("+= ", "nn.MultiheadAttention(", "batchnorm")),
+        *(
+            pytest.param(text, 2, marks=pytest.mark.long)
+            for text in ("nn.Conv2d(", "+= ", "nn.MultiheadAttention(", "batchnorm")
+        ),
     ],
 )
 def test_modules_shrink_to_a_handful_of_statements(text: str, most: int) -> None:

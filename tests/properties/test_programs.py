@@ -94,6 +94,7 @@ def test_programs_shrink() -> None:
     assert not smallest.weights
 
 
+@pytest.mark.long
 def test_common_operators_are_common() -> None:
     seen: dict[str, int] = {}
 

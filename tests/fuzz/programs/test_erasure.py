@@ -45,6 +45,7 @@ def test_an_erased_program_is_valid_and_computes_the_same(data: st.DataObject) -
     assert untrue_type(program, typed) is None
 
 
+@pytest.mark.long
 def test_types_are_erased_wholly_and_in_part() -> None:
     seen: Counter[str] = Counter()
 

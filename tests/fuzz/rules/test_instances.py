@@ -93,6 +93,7 @@ HARD: dict[str, tuple[float, Callable[[Instance], bool]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.xdist_group("instances")
 @pytest.mark.parametrize("what", HARD)
 def test_hard_cases_are_reached(what: str) -> None:
@@ -101,6 +102,7 @@ def test_hard_cases_are_reached(what: str) -> None:
     assert reached >= share * len(drawn()), f"{reached} of {len(drawn())}"
 
 
+@pytest.mark.long
 def test_every_kind_of_near_miss_is_drawn() -> None:
     kinds = Counter(instance.change for instance in drawn())
     assert all(kinds[kind] >= 0.01 * len(drawn()) for kind in NEAR_MISSES), kinds

@@ -32,7 +32,17 @@ RARE = {
 """Rules that take more than 30 programs, most of all because what they build is rare in programs; all take 150."""
 
 
-@pytest.mark.parametrize("rule", REVERSIBLE, ids=lambda rule: rule.__name__)
+_SLOW = ("QuantizeBeforeCat", "DequantizeBehindCat", "SpellNative")
+"""Rules whose programs take longest to draw."""
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(rule, marks=pytest.mark.long if rule.__name__ in _SLOW else (), id=rule.__name__)
+        for rule in REVERSIBLE
+    ],
+)
 def test_every_rule_is_applied_in_reverse(rule: type[Pattern]) -> None:
     if rule.__name__ in RARE and settings().max_examples < 1000:
         pytest.skip("it takes long; HYPOTHESIS_PROFILE=thorough")

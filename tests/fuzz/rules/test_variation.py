@@ -100,7 +100,11 @@ def test_every_kind_of_change_is_made() -> None:
             ["is_causal=True", "its attn_mask is", "(cross-attention)"],
             marks=pytest.mark.long,
         ),
-        ("FlattenLinearToConv1x1Pattern", ["not C x 1 x 1", "the bias of the linear", "does not flatten a 4-d map"]),
+        pytest.param(
+            "FlattenLinearToConv1x1Pattern",
+            ["not C x 1 x 1", "the bias of the linear", "does not flatten a 4-d map"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_reasons_are_reached(rule: str, reasons: list[str]) -> None:
@@ -121,6 +125,7 @@ def test_regions_of_an_example_get_the_types_that_are_drawn() -> None:
     assert len({op.operand_values[0].tensor_type.dtype for op in regions}) > 1
 
 
+@pytest.mark.long
 def test_literals_of_the_pattern_are_missed_now_and_then() -> None:
     programs = varied(find_rule("ScaledDotProductAttentionPattern")(), 300)
     alphas = [op.attributes["alpha"] for p in programs for op in p.graph.operations() if op.name == "aten.add.Tensor"]

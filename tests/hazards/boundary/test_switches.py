@@ -21,10 +21,10 @@ from tests.hazards.holding import FLAT, X, hold, run, same
 class Head(nn.Module):
     def __init__(self, act: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.fc, self.bn, self.act = nn.Linear(4, 4), nn.BatchNorm1d(4), act
+        self.bn, self.fc, self.act = nn.BatchNorm1d(4), nn.Linear(4, 4), act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self, self.bn(self.fc(x)))
+        return self.act(self, self.fc(self.bn(x)))
 
 
 def _dropout(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
