@@ -41,7 +41,7 @@ def store_integers(program: Program) -> None:
             if op.opdef.has(Trait.CONV) or _is_transposed(op) or _is_on_rows(op):
                 _keep_float(program, op)
             continue
-        if layer.op.opdef.has(Trait.CONV) or _is_transposed(layer.op):
+        if layer.op.opdef.has(Trait.CONV) or _is_transposed(layer.op) or _is_on_rows(layer.op):
             layer = _fold_batch_norm(program, layer)
         if layer.op.opdef.has(Trait.CONV) or _is_on_rows(layer.op):
             _quantize_bias(program, layer)
@@ -169,7 +169,10 @@ def _replaced(program: Program, op: Operation, weight: Value | None, bias: Value
 
 
 def _fold_batch_norm(program: Program, layer: _Layer) -> _Layer:
-    """batch_norm(conv(x, s·q, b)) = conv(x, (s·|k|)·(±q), (b - mean)·k + beta), k = gamma / sqrt(var + eps)."""
+    """batch_norm(conv(x, s·q, b)) = conv(x, (s·|k|)·(±q), (b - mean)·k + beta), k = gamma / sqrt(var + eps).
+
+    The layer may also be a transposed convolution, or a linear one on rows.
+    """
     users = layer.op.result.users
     if len(users) != 1 or users[0].name != "aten.batch_norm" or users[0].attributes["training"]:
         return layer

@@ -68,6 +68,8 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
         "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
+        "aten.adaptive_avg_pool3d": _adaptive_avg_pool3d,
+        **{f"aten.conv{rank}d": partial(_conv, rank) for rank in (1, 2, 3)},
         "aten.amax": partial(_of_dims, torch.amax),
         "aten.amin": partial(_of_dims, torch.amin),
         "aten.pad": _pad,
@@ -88,6 +90,33 @@ def kernels() -> dict[str, Callable[..., Any]]:
 def _of_dims(reduction: Callable[..., Any], x: Any, *, dim: Sequence[int], keepdim: bool) -> Any:
     """Name the dimensions where no name means all of them."""
     return reduction(x, list(dim) or list(range(x.dim())), keepdim) if x.dim() else x.clone()
+
+
+def _conv(rank: int, x: Any, weight: Any, bias: Any, *, stride: Any, padding: Any, **attributes: Any) -> Any:
+    """Write a kernel of one cell with strides and a padding as slices of the padded map.
+
+    OpenVINO moves such strides in front of what is before, and forgets the padding.
+    """
+    conv = getattr(torch.ops.aten, f"conv{rank}d")
+    if any(size != 1 for size in weight.shape[2:]) or isinstance(padding, str):
+        overload = conv.padding if isinstance(padding, str) else conv.default
+        return overload(x, weight, bias, stride, padding, **attributes)
+    strides, pads = (list(each) * (rank if len(each) == 1 else 1) for each in (stride, padding))
+    if any(each > 1 for each in strides) and any(pads):
+        x = torch.ops.aten.constant_pad_nd.default(x, [each for pad in reversed(pads) for each in (pad, pad)])
+        for dim, step in enumerate(strides, x.dim() - rank):
+            x = torch.ops.aten.slice.Tensor(x, dim, None, None, step)
+        strides, pads = [1] * rank, [0] * rank
+    return conv.default(x, weight, bias, strides, pads, **attributes)
+
+
+def _adaptive_avg_pool3d(x: Any, *, output_size: Sequence[int]) -> Any:
+    """Average over the first dimension, then over the others: a mean over a box is a mean of means."""
+    pool = torch.ops.aten.adaptive_avg_pool2d.default
+    (depth, *others), batch = output_size, x.dim() - 3
+    x = pool(x.flatten(-2), [depth, x.shape[-2] * x.shape[-1]]).unflatten(-1, x.shape[-2:])
+    x = pool(x.flatten(batch - 1, batch), list(others))
+    return x.unflatten(batch - 1, [-1, depth])
 
 
 def _pad(x: Any, *, pad: Sequence[Any], mode: str, value: float | None) -> Any:

@@ -56,6 +56,7 @@ def simplify(model: Any) -> None:
     rules = import_extra("onnxscript.rewriter.rules.common")
     chosen = rewriter.RewritePass([getattr(rules, name) for name in _RULES])
     passes.InlinePass()(model)
+    _drop_zeros(model)
     for _ in range(_ROUNDS):
         optimizer.fold_constants_ir(model, onnx_shape_inference=True)
         chosen(model)
@@ -69,6 +70,24 @@ def simplify(model: Any) -> None:
     passes.CommonSubexpressionEliminationPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
+
+
+def _drop_zeros(model: Any) -> None:
+    """Drop the biases that the exporter makes up for convolutions that have none: those of conv3d have two rows."""
+    for node in model.graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_expanded_zero(node.inputs[2]):
+            node.resize_inputs(2)
+
+
+def _is_expanded_zero(bias: Any) -> bool:
+    expand = bias.producer()
+    zero = None if expand is None or expand.op_type != "Expand" else expand.inputs[0].producer()
+    while zero is not None and zero.op_type == "CastLike":
+        zero = zero.inputs[0].producer()
+    if zero is None or zero.op_type != "Constant":
+        return False
+    tensor = import_extra("onnx_ir").convenience.get_const_tensor(zero.outputs[0])
+    return tensor is not None and not tensor.numpy().any()
 
 
 @contextmanager

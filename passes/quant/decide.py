@@ -84,6 +84,10 @@ class Placing:
         decision = self.decisions.get(op)
         return decision is not None and not decision.refusal
 
+    def is_never_negative(self, value: Value) -> bool:
+        """Return whether no number of a value is negative, as far as operators tell."""
+        return value in self._positive
+
     def writer(self, value: Value) -> Operation | None:
         """Return the operation that computes a value, through those that carry it; None for inputs and weights."""
         return self.root(value).defining_op

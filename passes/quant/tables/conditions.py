@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -25,11 +26,15 @@ class Decisions(Protocol):
     def is_placed(self, op: Operation) -> bool:
         """Return whether an operation is to run in integers."""
 
+    def is_never_negative(self, value: Value) -> bool:
+        """Return whether no number of a value is negative, as far as operators tell."""
+
 
 Condition = Callable[[Operation, Decisions], str | None]
 """Returns why an operation stays in float; None where the condition holds."""
 
 MIN_CHANNELS = 16
+MIN_RESULTS = 16
 
 
 def layers_of(op: Operation) -> tuple[Operation, ...]:
@@ -94,6 +99,28 @@ def _one_group(op: Operation, decisions: Decisions) -> str | None:
     return None if groups == 1 else f"the convolution has {groups} groups"
 
 
+def _no_gaps(op: Operation, decisions: Decisions) -> str | None:
+    """the kernels of its convolutions are as large as the strides"""
+    for layer in layers_of(op):
+        shape = layer.input("weight").known_shape
+        if shape is None or layer.name == "aten.linear":
+            continue
+        kernel, strides = shape[2:], layer.attributes["stride"]
+        strides = strides * len(kernel) if len(strides) == 1 else strides
+        for taps, stride in zip(kernel, strides, strict=True):
+            if not (isinstance(taps, int) and isinstance(stride, int) and taps >= stride):
+                return f"the kernel has the size {list(kernel)}, less than the stride {list(strides)}"
+    return None
+
+
+def _inputs_never_negative(op: Operation, decisions: Decisions) -> str | None:
+    """its inputs are never negative, as behind a ReLU, so that their zero points are 0"""
+    for value in data_operands(op):
+        if not decisions.is_never_negative(value):
+            return f"its input {value.name or ''} may be negative, so its zero point is not 0".replace("  ", " ")
+    return None
+
+
 def _fixed_sizes(op: Operation, decisions: Decisions) -> str | None:
     """its results have fixed sizes"""
     for result in op.results:
@@ -155,15 +182,27 @@ def _whole_windows(op: Operation, decisions: Decisions) -> str | None:
     )
 
 
+def _sixteen_results(op: Operation, decisions: Decisions) -> str | None:
+    """its results have 16 numbers or more, whatever the batch"""
+    for result in op.results:
+        known = [dim for dim in (result.known_shape or ())[1:] if isinstance(dim, int)]
+        if math.prod(known) < MIN_RESULTS:
+            return f"a result of fewer than {MIN_RESULTS} numbers is smaller than a vector of the kernel"
+    return None
+
+
 CONDITIONS: Mapping[str, Condition] = {
     "16 channels": _enough_channels,
     "matrix product": _matrix_product,
     "one group": _one_group,
+    "no gaps": _no_gaps,
+    "inputs never negative": _inputs_never_negative,
     "fixed sizes": _fixed_sizes,
     "integers follow": _integers_follow,
     "behind integers": _behind_integers,
     "behind a convolution": _behind_convolution,
     "plain sum": _plain_sum,
     "whole windows": _whole_windows,
+    "16 results": _sixteen_results,
 }
 """The conditions that rows name; the docstring of each completes "a region runs in integers where …"."""

@@ -15,8 +15,10 @@ _CONV = {
 }
 _TRANSPOSED = {
     **_CONV,
-    "when": ["one group"],
-    "source": f"{_LPT}; transposed convolutions of 2 to 32 groups in the plugin, which ran in float",
+    "when": ["one group", "no gaps", "inputs never negative"],
+    "reason": f"{_CONV['reason']}; its kernel for transposed convolutions has no zero points and no groups",
+    "source": f"{_LPT}; transposed convolutions in the plugin: of 2 to 32 groups, or behind a zero point, they ran in "
+    "float; kernels smaller than the stride gave other integers (up to 184 steps)",
 }
 _SUM = {
     "inputs": {"*": "u8"},
@@ -68,7 +70,11 @@ OPENVINO = register_table(
                 "reason": "operands of one scale are joined as integers",
             },
             "adaptive_avg_pool2d": _CHAIN,
-            "aten.avg_pool2d": {**_CHAIN, "when": [*_CHAIN["when"], "whole windows"]},
+            "aten.avg_pool2d": {
+                **_CHAIN,
+                "when": [*_CHAIN["when"], "whole windows", "16 results"],
+                "source": f"{_LPT}; averages of the plugin, which were others where fewer than 16 came out",
+            },
             "aten.max_pool2d": {
                 "carries": True,
                 "reason": "the largest integer stands for the largest number: Q moves in front of it",

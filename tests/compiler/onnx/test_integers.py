@@ -12,6 +12,7 @@ from torch import nn
 from compiler.onnx.files import onnx_model, serialized
 from compiler.onnx.writer import OnnxModel
 from compiler.quant.quantizers import operations
+from compiler.runtime.check import sqnr
 from compiler.savefiles import SaveError
 from graphwright import CodegenError, InputError, transform
 from graphwright.quant import Int8, Quantized, quantize
@@ -73,6 +74,21 @@ def test_a_weight_that_is_clipped_keeps_its_sign_free_for_the_batch_norm():
     weight, scale = model[0].weight.detach(), q.program.weights["0.weight_quantizer.scale"].data
     assert scale is not None and float((weight.amin((1, 2, 3)) / scale).min()) < -8
     assert kinds(written(q))["BatchNormalization"] == 0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_batch_norms_behind_linear_and_transposed_layers_go_into_the_scales(target: str):
+    linear = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4))
+    transposed = nn.Sequential(nn.ConvTranspose2d(3, 8, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    for model, shape in ((linear, (8, 6)), (transposed, (2, 3, 4, 4))):
+        q = quantized(model, *shape, target=target)
+        made = written(q)
+        assert kinds(made)["BatchNormalization"] == 0
+        assert any(op.name == "aten.batch_norm" for op, _ in operations(q.program.graph))
+        x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            (expected,), (found,) = evaluate(q.program, [x]), evaluate(made.program, [x])
+        assert sqnr(found, expected) > 40
 
 
 def test_a_clip_that_the_range_cuts_off_is_left_out():

@@ -108,6 +108,19 @@ class Transposed(nn.Module):
         return self.last(F.relu(self.up(F.relu(self.first(x)))))
 
 
+class Norms(nn.Module):
+    """Batch norms behind linear and transposed layers: they go into the scales."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Sequential(nn.ConvTranspose2d(3, 16, 2, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+        self.down = nn.Conv2d(16, 16, 3, stride=4)
+        self.head = nn.Sequential(nn.Linear(256, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.BatchNorm1d(16))
+
+    def forward(self, x):
+        return self.head(self.down(self.up(x))[:, :, :4, :4].flatten(1))
+
+
 IMAGES = data(2, 3, 16, 16)
 MASK = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(2)) > 0.3
 TOKENS = [(x, MASK) for x in data(2, 6, 16)]
@@ -116,6 +129,7 @@ NETS: dict[str, tuple[type[nn.Module], Any]] = {
     "attention": (Attention, TOKENS),
     "squeeze_excitation": (SqueezeExcitation, IMAGES),
     "transposed": (Transposed, IMAGES),
+    "norms": (Norms, IMAGES),
 }
 
 
