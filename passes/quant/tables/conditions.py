@@ -99,6 +99,20 @@ def _one_group(op: Operation, decisions: Decisions) -> str | None:
     return None if groups == 1 else f"the convolution has {groups} groups"
 
 
+def _flat_groups(op: Operation, decisions: Decisions) -> str | None:
+    """it is no padded three-dimensional convolution of groups with a zero point"""
+    for layer in layers_of(op):
+        if layer.name != "aten.conv3d" or layer.attributes["groups"] == 1 or _is_unpadded(layer.attributes["padding"]):
+            continue
+        if not all(map(decisions.is_never_negative, data_operands(op))):
+            return "a padded convolution of groups in three dimensions, and its zero point is not 0"
+    return None
+
+
+def _is_unpadded(padding: Sequence[int] | str) -> bool:
+    return padding == "valid" if isinstance(padding, str) else not any(padding)
+
+
 def _no_gaps(op: Operation, decisions: Decisions) -> str | None:
     """the kernels of its convolutions are as large as the strides"""
     for layer in layers_of(op):
@@ -174,12 +188,15 @@ def _plain_sum(op: Operation, decisions: Decisions) -> str | None:
 
 
 def _whole_windows(op: Operation, decisions: Decisions) -> str | None:
-    """its windows have one size: `ceil_mode=False`, and no divisor of their own"""
+    """its windows have one size: `ceil_mode=False`, no divisor of their own, no zeros beside a zero point"""
     if op.attributes.get("divisor_override") is not None:
         return "the averages have a divisor of their own"
-    return (
-        "windows may reach beyond the map (ceil_mode), and average fewer cells" if op.attributes["ceil_mode"] else None
-    )
+    if op.attributes["ceil_mode"]:
+        return "windows may reach beyond the map (ceil_mode), and average fewer cells"
+    counts = op.attributes["count_include_pad"] and not _is_unpadded(op.attributes["padding"])
+    if counts and not all(map(decisions.is_never_negative, data_operands(op))):
+        return "windows average zeros of the padding, where kernels have the integer 0, and the zero point is not 0"
+    return None
 
 
 def _sixteen_results(op: Operation, decisions: Decisions) -> str | None:
@@ -195,6 +212,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "16 channels": _enough_channels,
     "matrix product": _matrix_product,
     "one group": _one_group,
+    "flat groups": _flat_groups,
     "no gaps": _no_gaps,
     "inputs never negative": _inputs_never_negative,
     "fixed sizes": _fixed_sizes,

@@ -13,6 +13,11 @@ _CONV = {
     "reason": "the plugin merges Q/DQ at the inputs with what comes before, and all that follows into one kernel",
     "source": _LPT,
 }
+_CONVOLUTION = {
+    **_CONV,
+    "when": ["flat groups"],
+    "source": f"{_LPT}; conv3d of groups in the plugin, which took the padding for another number than 0",
+}
 _TRANSPOSED = {
     **_CONV,
     "when": ["one group", "no gaps", "inputs never negative"],
@@ -38,8 +43,8 @@ OPENVINO = register_table(
     Table.of(
         "openvino",
         {
-            "conv_bn": _CONV,
-            "conv_bn_act": _CONV,
+            "conv_bn": _CONVOLUTION,
+            "conv_bn_act": _CONVOLUTION,
             "aten.conv_transpose1d": _TRANSPOSED,
             "aten.conv_transpose2d.input": _TRANSPOSED,
             "aten.conv_transpose3d.input": _TRANSPOSED,
