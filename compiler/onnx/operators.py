@@ -182,15 +182,20 @@ def _max_pool(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Any:
-    """Return the maxima of windows, without `ceil_mode` where it adds a window in the padding alone in one dimension.
+    """Return the maxima of windows, without `ceil_mode` where OpenVINO has it otherwise.
 
-    PyTorch and the specification leave such a window out, and OpenVINO does not.
+    It adds a window in the padding alone, which PyTorch and the specification leave out, and takes no map that is
+    smaller than a window.
     """
     rank = len(kernel_size)
     pool = getattr(torch.ops.aten, f"max_pool{rank}d").default
     stride = list(stride) or list(kernel_size)
     sizes, padding, dilation = x.shape[-rank:], list(padding), list(dilation)
-    if not ceil_mode or not windows_in_padding(sizes, kernel_size, stride, padding, dilation):
+    is_small = any(
+        type(n) is int and n + 2 * p < d * (k - 1) + 1
+        for n, p, d, k in zip(sizes, padding, dilation, kernel_size, strict=True)
+    )
+    if not ceil_mode or not (is_small or windows_in_padding(sizes, kernel_size, stride, padding, dilation)):
         return pool(x, list(kernel_size), stride, padding, dilation, ceil_mode)
     whole = pool(x, list(kernel_size), stride, padding, dilation, True).shape[-rank:]
     reach = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(whole, stride, dilation, kernel_size, strict=True)]

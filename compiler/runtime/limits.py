@@ -14,6 +14,8 @@ from ir.opdef import Trait
 from ir.program import Program
 from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from ir.types import TensorType
+from passes.quant.tables.conditions import averages_padding, few_results, pads_groups, smaller_than_stride
+from passes.rewrite.expressions import data_of
 
 _BYTES = (torch.int8, torch.uint8)
 _RIGHT_SHIFTS = ("bitwise_right_shift", "__rshift__", "__irshift__")
@@ -120,6 +122,42 @@ def _pooled_padding(op: Operation) -> str | None:
     return None
 
 
+def _integers_misread(op: Operation) -> str | None:
+    """What `passes/quant/tables/openvino.py` keeps in float, in files for other targets."""
+    if op.opdef.has(Trait.CONV_TRANSPOSE):
+        weight = op.operands[1]
+        is_integer = weight is not None and _dequantized(weight) is not None and _dequantized(op.operand_values[0])
+        reason = smaller_than_stride(op) if is_integer else None
+        return f"is computed from other integers where {reason}" if reason else None
+    name = op.opdef.short_name
+    pads = name in ("pad", "constant_pad_nd") and op.attributes.get("mode", "constant") == "constant"
+    is_average = name.startswith("avg_pool")
+    made = _dequantized(op.operand_values[0]) if pads or is_average or name == "conv3d" else None
+    if made is None:
+        return None
+    if is_average and few_results(op):
+        return f"is computed otherwise from integers where {few_results(op)}"
+    zero_point = made.operands[2]
+    data = None if zero_point is None else data_of(zero_point)
+    if data is not None and not bool(data.any()):
+        return None
+    if is_average:
+        # the file has a padding of its own where windows reach beyond the map, or have a divisor of their own
+        pads = averages_padding(op) or op.attributes["ceil_mode"] or op.attributes.get("divisor_override") is not None
+    if pads or pads_groups(op):
+        return "pads integers whose zero point is not 0 with another number"
+    return None
+
+
+def _dequantized(value: Value) -> Operation | None:
+    """Return the dequantization that a value comes from, through what an engine moves it."""
+    op = value.defining_op
+    while op is not None and op.opdef is not DEQUANTIZE:
+        moves = op.opdef.has(Trait.LAYOUT) or op.opdef.has(Trait.SELECTS) or "pool" in op.name or "upsample" in op.name
+        op = op.operand_values[0].defining_op if moves and op.operand_values else None
+    return op
+
+
 def _combines(op: Operation) -> bool:
     """Return whether elements of the result may be computed from several elements of an operand."""
     return not any(map(op.opdef.has, (Trait.ELEMENTWISE, Trait.LAYOUT, Trait.SELECTS, Trait.CAST)))
@@ -157,4 +195,5 @@ EMPTY_TENSORS = Limit(_nothing, "leave that part out of the model", elsewhere=Fa
 """A mean is 0 then, OpenVINO ends the process on pooling, and neither loads some files."""
 DIMENSIONS_OF_SCALARS = Limit(_scalars, "give it a dimension: `x[None]`", elsewhere=False)
 """OpenVINO ends the process on the cosine similarity of two such tensors, ONNX Runtime does not load its file."""
+INTEGERS_MISREAD = Limit(_integers_misread, 'quantize for it: `transform(model, inputs, target="openvino")`')
 INTEGERS_IN_32_BITS = Limit(_long_integers)

@@ -101,29 +101,41 @@ def _one_group(op: Operation, decisions: Decisions) -> str | None:
 
 def _flat_groups(op: Operation, decisions: Decisions) -> str | None:
     """it is no padded three-dimensional convolution of groups with a zero point"""
-    for layer in layers_of(op):
-        if layer.name != "aten.conv3d" or layer.attributes["groups"] == 1 or _is_unpadded(layer.attributes["padding"]):
-            continue
-        if not all(map(decisions.is_never_negative, data_operands(op))):
-            return "a padded convolution of groups in three dimensions, and its zero point is not 0"
+    if any(map(pads_groups, layers_of(op))) and not _are_never_negative(op, decisions):
+        return "a padded convolution of groups in three dimensions, and its zero point is not 0"
     return None
 
 
-def _is_unpadded(padding: Sequence[int] | str) -> bool:
-    return padding == "valid" if isinstance(padding, str) else not any(padding)
+def pads_groups(layer: Operation) -> bool:
+    """Return whether a layer is a padded three-dimensional convolution of groups."""
+    if layer.name != "aten.conv3d" or layer.attributes["groups"] == 1:
+        return False
+    return _is_padded(layer.attributes["padding"])
+
+
+def _is_padded(padding: Sequence[int] | str) -> bool:
+    return padding != "valid" if isinstance(padding, str) else any(padding)
+
+
+def _are_never_negative(op: Operation, decisions: Decisions) -> bool:
+    return all(map(decisions.is_never_negative, data_operands(op)))
 
 
 def _no_gaps(op: Operation, decisions: Decisions) -> str | None:
     """the kernels of its convolutions are as large as the strides"""
-    for layer in layers_of(op):
-        shape = layer.input("weight").known_shape
-        if shape is None or layer.name == "aten.linear":
-            continue
-        kernel, strides = shape[2:], layer.attributes["stride"]
-        strides = strides * len(kernel) if len(strides) == 1 else strides
-        for taps, stride in zip(kernel, strides, strict=True):
-            if not (isinstance(taps, int) and isinstance(stride, int) and taps >= stride):
-                return f"the kernel has the size {list(kernel)}, less than the stride {list(strides)}"
+    return next(filter(None, map(smaller_than_stride, layers_of(op))), None)
+
+
+def smaller_than_stride(layer: Operation) -> str | None:
+    """Return how the kernel of a convolution is smaller than its stride, or may be; None where it is not."""
+    shape = layer.input("weight").known_shape
+    if shape is None or layer.name == "aten.linear":
+        return None
+    kernel, strides = shape[2:], layer.attributes["stride"]
+    strides = strides * len(kernel) if len(strides) == 1 else strides
+    for taps, stride in zip(kernel, strides, strict=True):
+        if not (isinstance(taps, int) and isinstance(stride, int) and taps >= stride):
+            return f"the kernel has the size {list(kernel)}, less than the stride {list(strides)}"
     return None
 
 
@@ -193,18 +205,26 @@ def _whole_windows(op: Operation, decisions: Decisions) -> str | None:
         return "the averages have a divisor of their own"
     if op.attributes["ceil_mode"]:
         return "windows may reach beyond the map (ceil_mode), and average fewer cells"
-    counts = op.attributes["count_include_pad"] and not _is_unpadded(op.attributes["padding"])
-    if counts and not all(map(decisions.is_never_negative, data_operands(op))):
+    if averages_padding(op) and not _are_never_negative(op, decisions):
         return "windows average zeros of the padding, where kernels have the integer 0, and the zero point is not 0"
     return None
 
 
+def averages_padding(op: Operation) -> bool:
+    """Return whether the windows of an average pool have zeros of the padding in them."""
+    return bool(op.attributes["count_include_pad"]) and _is_padded(op.attributes["padding"])
+
+
 def _sixteen_results(op: Operation, decisions: Decisions) -> str | None:
     """its results have 16 numbers or more, whatever the batch"""
-    for result in op.results:
-        known = [dim for dim in (result.known_shape or ())[1:] if isinstance(dim, int)]
-        if math.prod(known) < MIN_RESULTS:
-            return f"a result of fewer than {MIN_RESULTS} numbers is smaller than a vector of the kernel"
+    return few_results(op)
+
+
+def few_results(op: Operation) -> str | None:
+    """Return why the result of an operation may be too small for a kernel on vectors; None where it is not."""
+    known = [dim for dim in (op.result.known_shape or ())[1:] if isinstance(dim, int)]
+    if math.prod(known) < MIN_RESULTS:
+        return f"a result of fewer than {MIN_RESULTS} numbers is smaller than a vector of the kernel"
     return None
 
 

@@ -338,6 +338,7 @@ def test_instance_norm_has_the_statistics_of_each_sample(tmp_path, affine):
         (nn.MaxPool2d(2, 3, 1, ceil_mode=True), (7, 9)),  # of a dimension the last window is in the padding alone
         pytest.param(nn.MaxPool2d(3, 5, ceil_mode=True), (5, 9), marks=pytest.mark.long),  # and reaches beyond in one
         pytest.param(nn.MaxPool1d(2, 2, 1, ceil_mode=True), (7,), marks=pytest.mark.long),
+        (nn.MaxPool1d(2, 2, ceil_mode=True), (1,)),  # the window is larger than the map
     ],
     ids=str,
 )
@@ -347,6 +348,24 @@ def test_windows_beyond_the_padding_are_of_what_is_inside(pool, sizes):
     for engine in ("onnxruntime", "openvino"):
         pytest.importorskip(engine)
         torch.testing.assert_close(result.to_runtime(engine)(x), pool(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"),
+    [
+        (nn.Conv3d(3, 4, 2, bias=False), (3, 4, 5)),  # the exporter gives it a bias of two rows
+        (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1, (1, 3), 2)), (7, 7)),  # OpenVINO forgets the padding
+        (nn.AdaptiveAvgPool3d((3, 1, 4)), (7, 8, 6)),
+    ],
+    ids=str,
+)
+def test_layers_that_exporters_or_engines_err_at_are_written_otherwise(layer, sizes):
+    x = torch.randn(2, 3, *sizes, generator=torch.Generator().manual_seed(0))
+    result = transform(layer.eval(), (x,), check=False)
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+        with torch.no_grad():
+            torch.testing.assert_close(result.to_runtime(engine)(x), layer(x), rtol=1e-5, atol=1e-6)
 
 
 def test_sizes_that_shrink_to_1_in_small_examples_stay_dynamic(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from compiler.pipeline import pipeline_of
 from compiler.runtime.check import EngineCheck, check_in_engines
-from graphwright import transform
+from graphwright import InputError, transform
 from graphwright.quant import Quantized, quantize
 from graphwright.targets import find_target
 from ir.evaluate import evaluate
@@ -140,6 +141,42 @@ def test_a_transposed_convolution_of_groups_is_in_float_in_openvino():
     assert "the convolution has 4 groups" in str(q)
     (check,) = in_engines(q, images()[1], "openvino")
     assert [kernel.node for kernel in check.kernels] == ["down/Conv"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ((nn.ReLU(), nn.ConvTranspose2d(16, 16, 1, 2)), r"the kernel has the size \[1, 1\], less than the stride"),
+        ((nn.ConvTranspose2d(16, 16, 2, 2),), "its zero point is not 0"),
+        ((nn.AvgPool2d(3, 2, 1),), "windows average zeros of the padding"),
+        ((nn.Conv2d(16, 4, 1), nn.ReLU(), nn.AvgPool2d(7)), "a result of fewer than 16 numbers"),
+        ((nn.Unflatten(2, (2, 4)), nn.Conv3d(16, 32, 2, padding=1, groups=2), nn.Flatten(2, 3)), "of groups in three"),
+    ],
+)
+def test_what_openvino_computes_from_other_integers_is_in_float(layers, reason):
+    """It gave up to 211 steps, and -13 dB at the output."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 16, 1), *layers)
+    net.append(nn.Conv2d(net(images()[0]).shape[1], 16, 1))
+    q = quantized(lambda: net, "openvino")
+    assert re.search(reason, str(q).replace("\n", " ")), str(q)
+    (check,) = in_engines(q, images()[1], "openvino")
+    assert min(check.sqnr.values()) > 60
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ((nn.ConstantPad2d(1, 0.5),), "pads integers whose zero point is not 0"),
+        ((nn.AvgPool2d(3, 2, 1),), "pads integers whose zero point is not 0"),
+    ],
+)
+def test_files_for_others_that_openvino_misreads_are_refused(layers, words):
+    q = quantized(lambda: nn.Sequential(nn.Conv2d(16, 16, 1), *layers, nn.Conv2d(16, 16, 1)))
+    in_engines(q, images()[1], "onnxruntime")
+    for call in (lambda: q.to_runtime("openvino"), lambda: q.check("openvino")):
+        with pytest.raises(InputError, match=rf'{words}[\s\S]*at `1`[\s\S]*target="openvino"'):
+            call()
 
 
 @pytest.mark.parametrize("net", [MaskedAttention, TiedWeights])
