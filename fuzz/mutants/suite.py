@@ -156,8 +156,11 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     def keep(case: Drawn | Quantized) -> None:
         cases.append(case)
 
-    draw = draws_of_quantized if mutant.subject.kind == "quant" else draws_of_cases
-    _search(draw(mutant.subject), keep, _COMPARED, seed)
+    is_quant = mutant.subject.kind == "quant"
+    draw: Callable[[st.DrawFn], Drawn | Quantized] = (draws_of_quantized if is_quant else draws_of_cases)(
+        mutant.subject
+    )
+    _search(draw, keep, _COMPARED, seed)
     unchanged = [case.rewritten() for case in cases]
     with mutated(mutant):
         changed = [case.rewritten() for case in cases]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -122,7 +123,8 @@ def _layer(draw: st.DrawFn) -> Operation:
     channels, filters = draw(st.sampled_from(_WIDTHS)), draw(st.sampled_from(_WIDTHS))
     name = draw(st.sampled_from(("linear", "conv1d", "conv2d", "conv_transpose2d.input")))
     groups, batch = draw(st.sampled_from(_GROUPS)), draw(st.integers(1, 2))
-    sizes = {"linear": (), "conv1d": (4,)}.get(name, (4, 4))
+    sizes: tuple[int, ...] = {"linear": (), "conv1d": (4,)}.get(name, (4, 4))
+    shapes: list[tuple[int, ...]]
     if name == "linear":
         shapes = [(batch, channels), (filters, channels)]
     elif name.startswith("conv_t"):
@@ -131,7 +133,7 @@ def _layer(draw: st.DrawFn) -> Operation:
         shapes = [(batch, channels * groups, *sizes), (filters * groups, channels, *(1 for _ in sizes))]
     x, weight = [(f"x{i}", TensorType(shape, torch.float32)) for i, shape in enumerate(shapes)]
     graph = Graph([x, weight])
-    options = {} if name == "linear" else {"groups": groups}
+    options: dict[str, Any] = {} if name == "linear" else {"groups": groups}
     return Builder(graph).op(f"aten.{name}", *graph.inputs, None, **options)
 
 
