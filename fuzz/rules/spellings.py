@@ -179,7 +179,9 @@ class _Regrowth(Growth):
             if like is not None and like.opdef is opdef and not opdef.has_lists:
                 # what the pattern does not name, as the weight of a convolution
                 others = [(name, like.operand(name)) for name in names if name not in named]
-                named |= {name: self.values[value] for name, value in others if value in self.values}
+                named |= {
+                    name: self.values[value] for name, value in others if value is not None and value in self.values
+                }
             given = {} if like is None else like.attributes
             attributes: dict[str, Any] = {p.name: given.get(p.name, p.default) for p in opdef.attribute_params}
             captured: dict[str, Any] = {}

@@ -49,14 +49,14 @@ def check_decisions(placing: Placing) -> None:
 
 
 def check_layer(layer: Operation) -> None:
-    """Check what conditions about layers say of a convolution or a linear layer.
+    """Check what conditions about one operation say of a convolution, a linear layer, a pool or a sum.
 
     Raises:
         Finding: when one says otherwise.
     """
-    for name in ("16 channels", "one group", "matrix product"):
-        if name == "matrix product" and layer.name != "aten.linear":
-            continue
+    names = ["16 channels", "one group", "plain sum"]
+    names += {"aten.linear": ["matrix product"], "aten.avg_pool2d": ["whole windows"]}.get(layer.name, [])
+    for name in names:
         says, holds = CONDITIONS[name](layer, _NONE), _HOLDS[name](layer, None)
         demand((says is None) == holds, "conditions", f"{name!r} of {layer}: {says or 'it holds'}")
 

@@ -35,9 +35,10 @@ from passes.quant.place import Placement, PlaceQuantizers, is_quantized, place
 from passes.quant.remove import RemoveQuantizers
 from passes.quant.signs import never_negative
 from passes.quant.tables import Table, find_table
-from passes.quant.tables.conditions import CONDITIONS
+from passes.quant.tables.conditions import CONDITIONS, layers_of
 from passes.quant.tables.row import TYPES, UNSIGNED_IF_POSITIVE, Row
 from passes.quant.unify import UnifyQuantizers, unify_quantizers
+from passes.rewrite.region_names import parts_of
 
 QUANTIZABLE = tuple(
     f"aten.{name}"
@@ -54,10 +55,11 @@ SIGNED = tuple(
     for name in (
         *("relu", "relu6", "sigmoid", "hardsigmoid", "abs", "exp", "hardtanh", "clamp", "add.Tensor", "mul.Tensor"),
         *("cat", "constant_pad_nd", "avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "mean.dim", "reshape"),
-        *("dropout", "neg"),
+        *("dropout", "neg", "conv2d"),
     )
 )
 """Operators of which is known whether results are negative, and one whose results are."""
+_CERTAIN = ("aten.relu", "aten.relu6", "aten.sigmoid", "aten.abs", "aten.exp", "aten.softmax.int")
 _WIDTHS = (1, 3, 15, 16, 17, 32)
 _GROUPS = (1, 1, 2, 16)
 _ROUNDING = 1e-5
@@ -72,7 +74,7 @@ class QuantizedCase:
         inputs: one tensor for each input.
         target: the name of the target whose patterns it is fused by.
         table: the table of that target, perhaps with other conditions.
-        layer: a layer of its own, of which conditions about layers are asked.
+        layer: a layer, pool or sum of its own, of which conditions about one operation are asked.
     """
 
     program: Program
@@ -119,7 +121,9 @@ def _under(row: Row, conditions: Sequence[str]) -> Row:
 
 
 def _layer(draw: st.DrawFn) -> Operation:
-    """Draw a convolution or a linear layer of any width; it has types, and no numbers."""
+    """Draw a convolution or a linear layer of any width, a pool or a sum; it has types, and no numbers."""
+    if draw(st.booleans()):
+        return _pool_or_sum(draw)
     channels, filters = draw(st.sampled_from(_WIDTHS)), draw(st.sampled_from(_WIDTHS))
     name = draw(st.sampled_from(("linear", "conv1d", "conv2d", "conv_transpose2d.input")))
     groups, batch = draw(st.sampled_from(_GROUPS)), draw(st.integers(1, 2))
@@ -135,6 +139,15 @@ def _layer(draw: st.DrawFn) -> Operation:
     graph = Graph([x, weight])
     options: dict[str, Any] = {} if name == "linear" else {"groups": groups}
     return Builder(graph).op(f"aten.{name}", *graph.inputs, None, **options)
+
+
+def _pool_or_sum(draw: st.DrawFn) -> Operation:
+    x = TensorType((1, 2, 4, 4), torch.float32)
+    graph = Graph([("x", x), ("y", x)])
+    if draw(st.booleans()):
+        return Builder(graph).op("aten.add.Tensor", *graph.inputs, alpha=draw(st.sampled_from((1, 2, -1))))
+    ceil, divisor = draw(st.booleans()), draw(st.sampled_from((None, 3)))
+    return Builder(graph).op("aten.avg_pool2d", graph.inputs[0], [3], [2], ceil_mode=ceil, divisor_override=divisor)
 
 
 # --- what must hold -----------------------------------------------------------------------------------------------
@@ -184,8 +197,16 @@ def _check_places(program: Program, placement: Placement, table: Table) -> None:
     demand(not dead, "placement", "nothing reads a quantizer")
     told = {each.scale: each for each in placement.placed if each.role != "weight"}
     demand(set(told) == set(scales), "placement", f"{sorted(told)} are told, and {sorted(scales)} are there")
+    for op in program.graph.operations():
+        for member, part in () if op.body is None else zip(op.body.operations(), parts_of(op), strict=True):
+            fits = part not in ("conv", "linear") or layers_of(member) == (member,)
+            demand(fits, "placement", f"{member} is the part {part!r} of {op}")
     for op in ops:
         type_ = TYPES[told[op.input("scale").name].type]
+        value = op.input("x")
+        if told[op.input("scale").name].role == "output" and value.defining_op is not None:
+            end = "output_quantizer" if len(value.defining_op.results) == 1 else f"output{value.index}_quantizer"
+            demand(end in op.input("scale").name, "placement", f"{op} is not named as an {end}")
         made = op.attributes["dtype"], op.attributes["quant_min"], op.attributes["quant_max"]
         demand(made == (type_.dtype, type_.quant_min, type_.quant_max), "placement", f"{op} is not {type_.name}")
     for each in placement.placed:
@@ -297,9 +318,15 @@ def _check_shared(op: Operation, table: Table) -> None:
 
 
 def _check_signs(case: QuantizedCase) -> None:
-    """What is said never to be negative is not, with these inputs."""
+    """What is said never to be negative is not, with these inputs; it is said of what the commonest operators give."""
     program = case.program
     said = never_negative(program.graph)
+    for op in program.graph.operations():
+        for result in op.results:
+            last = result.defining_op if op.body is None else op.body.outputs[result.index]
+            maker = last.defining_op if isinstance(last, Value) else last
+            certain = maker is not None and maker.name in _CERTAIN
+            demand(not certain or result in said, "signs", f"{result.name} of {op.name} may be negative, it is said")
     seen: list[Finding] = []
 
     def watch(op: Operation, results: Sequence[object]) -> None:
