@@ -114,7 +114,7 @@ class Param:
         if self.type == ARGUMENTS:
             return True
         if self.code is not None:
-            return value is None or isinstance(value, self.code)
+            return isinstance(value, self.code) or (value is None and self.type != without_optional(self.type))
         if type(value) is tuple:
             return all(map(self.takes, value))
         return type(value) not in _CODE_TYPES

@@ -253,7 +253,7 @@ def addmm(source: Source, opdef: OpDef) -> Arguments:
 
 
 def attention(source: Source, opdef: OpDef) -> Arguments:
-    """Self- and cross-attention, causal or with a mask; seldom to nothing."""
+    """Self- and cross-attention, causal or with a mask; seldom to nothing, with shared heads, or of other batches."""
     query = source.tensor(2 if source.integer(0, 7) == 7 else 3, 5, zero=False)
     shape = shape_of(query)
     keys = shape[-2] if source.flag() else source.size()
@@ -262,9 +262,15 @@ def attention(source: Source, opdef: OpDef) -> Arguments:
         keys = shape[-2]
     elif source.integer(0, 7) == 7:
         keys = 0
-    key = query if same else source.like(query, (*shape[:-2], keys, shape[-1]))
+    others = source.integer(0, 15) if len(shape) > 2 and not same else 0
+    before, is_grouped = shape[:-2], others == 15
+    if is_grouped:
+        before = (*shape[:-3], source.one_of(divisors(shape[-3])))
+    elif others == 14:  # it broadcasts
+        before = tuple([source.size() if size == 1 else source.one_of((size, 1)) for size in before])
+    key = query if same else source.like(query, (*before, keys, shape[-1]))
     width = shape[-1] if source.flag() else source.size()
-    value = source.like(query, (*shape[:-2], keys, width))
+    value = source.like(query, (*before, keys, width))
     mask: Value | None = None
     masked: tuple[Dim, ...]
     causal = False
@@ -281,7 +287,8 @@ def attention(source: Source, opdef: OpDef) -> Arguments:
     elif kind == 3:
         causal = True
     scale = source.one_of((None, 0.5))
-    return [query, key, value], {"attn_mask": mask, "is_causal": causal, "scale": scale}
+    options = {"attn_mask": mask, "is_causal": causal, "scale": scale}
+    return [query, key, value], options | ({"enable_gqa": True} if is_grouped else {})
 
 
 def multihead_attention(source: Source, opdef: OpDef) -> Arguments:

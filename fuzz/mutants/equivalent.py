@@ -152,6 +152,15 @@ _JUDGED: dict[str, dict[str, str]] = {
         "connective: without isinstance(type_, TensorType) of `and`": "the operands of an addition of tensors are "
         "tensors: a number is the attribute of `add.Scalar`",
     },
+    "passes.quant.place:_Placer._can_lift": {
+        "connective: without root is None of `or`": "an absent operand has no type of integers",
+    },
+    "passes.quant.unify:UnifyQuantizers.run": {
+        "statement: without context.log.remarks.add(join.remark)": "what the report says, which tests of it hold",
+    },
+    "passes.quant.unify:_Unifier._join": {
+        "connective: without fault of `or`": "the reason that is told, which tests of the pass hold",
+    },
     "passes.rewrite.effects:_never_draws": {
         "order: 'p' <-> 'dropout'": "no operator has both",
     },

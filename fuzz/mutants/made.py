@@ -16,12 +16,21 @@ from compiler.usercode.locations import names_in
 from fuzz.calls.generators import GENERATORS
 from fuzz.mutants.mutation import Mutant, Subject, innermost_function
 from fuzz.mutants.operators import edits
+from fuzz.search.quantized import SIGNED
 from ir.opdef import get_opdef
+from passes.quant.place import place
+from passes.quant.remove import remove_quantizers
+from passes.quant.signs import never_negative
+from passes.quant.tables.conditions import CONDITIONS
+from passes.quant.unify import unify_quantizers
 from passes.rewrite.pattern import Pattern
 
 _SHARED = ("ir.memory.", "passes.attention")
 """Modules that rules of all folders use: their faults are faults of these rules."""
 _INFERENCE = ("ir.ops.inference.", "ir.quant.")
+_PLACED = Subject("quant")
+_QUANT = ("passes.quant.",)
+_ERRORS_OF_TABLES = ("passes.quant.rules:", "passes.quant.tables.row:", "passes.quant.decide:Placing._check_table")
 _CONSTANTS = tuple(f"aten.{name}" for name in ("full", "zeros", "ones", "arange", "new_full", "full_like"))
 _ON_CONSTANTS = tuple(
     f"aten.{name}"
@@ -124,6 +133,19 @@ def mutants_of_passes() -> list[Mutant]:
             for mutant in _mutants(target, pass_.subject):
                 found.setdefault(mutant.name, mutant)
     return list(found.values())
+
+
+def mutants_of_quantizers() -> list[Mutant]:
+    """Return the mutants of the placement of quantizers, of the conditions of its tables, and of what unites them.
+
+    What refuses rules of users, and tables and rows, is no part of it: a drawn table has nothing wrong.
+    """
+    starts = [place, never_negative, unify_quantizers, remove_quantizers, *CONDITIONS.values()]
+    targets = _reached(starts, _QUANT)
+    kept = [target for target in targets if not target.path.startswith(_ERRORS_OF_TABLES)]
+    signs = Subject("quant", operators=SIGNED)
+    subjects = [(target, signs if target.path.startswith(never_negative.__module__) else _PLACED) for target in kept]
+    return [mutant for target, subject in subjects for mutant in _mutants(target, subject)]
 
 
 def mutants_of_inference() -> list[Mutant]:

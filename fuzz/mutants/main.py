@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fuzz.mutants.curated import CURATED
 from fuzz.mutants.equivalent import EQUIVALENT
-from fuzz.mutants.made import mutants_of_inference, mutants_of_passes, mutants_of_rules
+from fuzz.mutants.made import mutants_of_inference, mutants_of_passes, mutants_of_quantizers, mutants_of_rules
 from fuzz.mutants.mutation import Mutant
 from fuzz.mutants.suite import LIMIT, SEED, MutantResult, run_all
 from fuzz.rules.names import RULES, find_rule
@@ -23,9 +23,10 @@ from ir.errors import InputError
 
 
 def all_mutants() -> list[Mutant]:
-    """Return the curated mutants, and those of our rules, passes and type inference."""
+    """Return the curated mutants, and those of our rules, passes, type inference and quantizers."""
     found = {mutant.name: mutant for mutant in CURATED}
-    for mutant in (*mutants_of_rules(RULES, shared=True), *mutants_of_passes(), *mutants_of_inference()):
+    made = (*mutants_of_rules(RULES, shared=True), *mutants_of_passes(), *mutants_of_inference())
+    for mutant in (*made, *mutants_of_quantizers()):
         found.setdefault(mutant.name, mutant)
     return list(found.values())
 

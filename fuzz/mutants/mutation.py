@@ -28,10 +28,10 @@ _PACKAGES = ("ir", "passes", "compiler", "fuzz", "graphwright")
 
 @attrs.frozen
 class Subject:
-    """The check that should find a mutant: of a rule, a pass, the text form, inferred types, or compiled modules."""
+    """The check that should find a mutant: of a rule, a pass, quantizers, the text form, types, or compiled modules."""
 
     kind: str
-    """`rule`, `pass`, `text`, `types` or `modules`."""
+    """`rule`, `pass`, `quant`, `text`, `types` or `modules`."""
     names: tuple[str, ...] = ()
     """The rules, one for each program; or the text of a pipeline, and a rule for whose programs it is tried."""
     operators: tuple[str, ...] = ()

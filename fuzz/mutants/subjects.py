@@ -24,6 +24,7 @@ from fuzz.programs.properties import Finding, Properties, Unusable
 from fuzz.programs.strategy import input_tensors, programs
 from fuzz.rules.instances import instances
 from fuzz.rules.names import find_rule
+from fuzz.search.quantized import QUANTIZABLE, QuantizedCase, check_quantized, check_removed, quantized_cases
 from fuzz.search.sound import Target
 from ir.builder import Builder
 from ir.core import Operation, Value
@@ -34,6 +35,7 @@ from ir.text.printer import print_program
 from ir.types import TensorType, type_of_tensor, types_agree
 from passes.canonicalize import Canonicalize
 from passes.manager.manager import PassContext
+from passes.quant.unify import unify_quantizers
 from passes.rewrite.rewriter import Rewriter
 
 Run = Callable[[], None]
@@ -49,9 +51,11 @@ def draws(subject: Subject) -> Draw:
     """
     if subject.kind in ("rule", "pass"):
         return draws_of_cases(subject)
+    if subject.kind == "quant":
+        return draws_of_quantized(subject)
     found = {"text": _draw_text, "types": _draw_types, "modules": _draw_module}.get(subject.kind)
     if found is None:
-        raise InputError(f"{subject} is not a subject", remedy="write rule, pass, text, types or modules")
+        raise InputError(f"{subject} is not a subject", remedy="write rule, pass, quant, text, types or modules")
     return found(subject)
 
 
@@ -164,6 +168,39 @@ def _usable(action: Callable[[], Any]) -> None:
         action()
     except Unusable:
         reject()
+
+
+@attrs.frozen(eq=False, repr=False)
+class Quantized:
+    """A program that was drawn for the placement of quantizers, and its check."""
+
+    case: QuantizedCase
+
+    def __call__(self) -> None:
+        """Check what is placed, and that the program is as before once it is removed."""
+        _usable(lambda: check_quantized(self.case))
+        _usable(lambda: check_removed(self.case))
+
+    def rewritten(self) -> Rewritten:
+        """Return what the program becomes, and how much of it is in integers."""
+        try:
+            with quiet():
+                program, placement = self.case.place()
+                unify_quantizers(program, self.case.table)
+        except Exception as error:  # noqa: BLE001 - a mutant may fail in any way
+            return Rewritten(f"{type(error).__name__}: {error}")
+        told = "\n".join(map(str, placement.places))
+        return Rewritten(f"{print_program(program)}\n{told}", len(placement.placed), program=program)
+
+    def finished(self, made: Rewritten) -> str:
+        """Return what was made: there is nothing to finish."""
+        return made.text
+
+
+def draws_of_quantized(subject: Subject) -> Callable[[st.DrawFn], Quantized]:
+    """Return how to draw a program that is quantized by a target's table."""
+    strategy = quantized_cases(operators=subject.operators or QUANTIZABLE)
+    return lambda draw: Quantized(draw(strategy))
 
 
 def _draw_text(subject: Subject) -> Draw:

@@ -23,7 +23,17 @@ from hypothesis import strategies as st
 
 from fuzz.calls.inference import TypedCall, answer_of_rule, inferred
 from fuzz.mutants.mutation import Mutant, StaleMutantError, mutated
-from fuzz.mutants.subjects import CheckedCall, Drawn, Rewritten, Run, draw_inferred, draws, draws_of_cases
+from fuzz.mutants.subjects import (
+    CheckedCall,
+    Drawn,
+    Quantized,
+    Rewritten,
+    Run,
+    draw_inferred,
+    draws,
+    draws_of_cases,
+    draws_of_quantized,
+)
 from fuzz.programs.properties import Finding
 from fuzz.rules.names import find_rule
 from fuzz.search.examples import hold_example
@@ -136,17 +146,21 @@ def _survived(mutant: Mutant, seed: int) -> tuple[str, str, str]:
     """
     if mutant.subject.kind == "types" and inferred(mutant.subject.operators):
         return _survived_calls(mutant, seed)
-    if mutant.subject.kind not in ("rule", "pass"):
+    if mutant.subject.kind not in ("rule", "pass", "quant"):
         return "survived", "", ""
     unlike = _unlike_examples(mutant) if mutant.subject.kind == "rule" else None
     if unlike is not None:
         return "found", "examples", unlike
-    cases: list[Drawn] = []
+    cases: list[Drawn | Quantized] = []
 
-    def keep(case: Drawn) -> None:
+    def keep(case: Drawn | Quantized) -> None:
         cases.append(case)
 
-    _search(draws_of_cases(mutant.subject), keep, _COMPARED, seed)
+    is_quant = mutant.subject.kind == "quant"
+    draw: Callable[[st.DrawFn], Drawn | Quantized] = (draws_of_quantized if is_quant else draws_of_cases)(
+        mutant.subject
+    )
+    _search(draw, keep, _COMPARED, seed)
     unchanged = [case.rewritten() for case in cases]
     with mutated(mutant):
         changed = [case.rewritten() for case in cases]

@@ -48,7 +48,7 @@ class Spelling:
         Raises:
             Unavailable: when it could not be built.
         """
-        growth = _Regrowth(source, self)
+        growth = _Regrowth(source, self, values)
         inside = {result for op in self.match.ops for result in op.results}
         for name, item in self.captures.items():
             if isinstance(item, Value) and item not in inside:
@@ -127,8 +127,9 @@ def _of_operations(item: Any) -> bool:
 class _Regrowth(Growth):
     """Growth of a tree out of the parts of another one: its operands, its operators and their attributes."""
 
-    def __init__(self, source: MatchSource, spelling: Spelling) -> None:
+    def __init__(self, source: MatchSource, spelling: Spelling, values: Mapping[Value, Value]) -> None:
         super().__init__(source, None)
+        self.values = values
         self.match = spelling.match
         self.known = spelling.captures
         self.tree = spelling.tree
@@ -175,6 +176,12 @@ class _Regrowth(Growth):
             opdef = like.opdef if like is not None and accepts_opdef(node.ops, like.opdef) else self._operator(node)
             names = [param.name for param in opdef.operand_params]
             named: dict[str, Any] = {names[key] if isinstance(key, int) else key: value for key, value in fixed.items()}
+            if like is not None and like.opdef is opdef and not opdef.has_lists:
+                # what the pattern does not name, as the weight of a convolution
+                others = [(name, like.operand(name)) for name in names if name not in named]
+                named |= {
+                    name: self.values[value] for name, value in others if value is not None and value in self.values
+                }
             given = {} if like is None else like.attributes
             attributes: dict[str, Any] = {p.name: given.get(p.name, p.default) for p in opdef.attribute_params}
             captured: dict[str, Any] = {}

@@ -28,6 +28,33 @@ def group_norm(
     return result.copy_(kernel(x.contiguous(), num_groups, weight, bias, eps, cudnn_enabled))
 
 
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    scale: float | None,
+    enable_gqa: bool,
+    train_dropout_p: float = 0.0,
+) -> torch.Tensor:
+    """Refuse another number of values than of keys, and grouped heads where the key has none.
+
+    In four dimensions the kernel on the CPU reads values beyond the end of their memory, and it divides by the number
+    of heads, which ends the process, also on fake tensors (PyTorch 2.13).
+    """
+    if key.dim() > 1 and value.dim() > 1 and key.size(-2) != value.size(-2):
+        raise ValueError(f"there are {key.size(-2)} keys and {value.size(-2)} values")
+    if enable_gqa and key.dim() > 2 and key.size(-3) == 0 and 0 not in value.shape and 0 not in query.shape[-2:-1]:
+        raise ValueError("the key has no heads that the heads of the query could share")
+    result: torch.Tensor = torch.ops.aten.scaled_dot_product_attention.default(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return result
+
+
 def batch_norm(
     x: torch.Tensor,
     weight: torch.Tensor | None,

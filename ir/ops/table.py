@@ -219,6 +219,7 @@ def _layers() -> None:
         _fast(linear.attention),
         _RANDOM,
         training="dropout_p",
+        evaluate=kernels.attention,
         extra=(_extra("train_dropout_p", 0.0, "float"),),
         **_FRESH,
     )

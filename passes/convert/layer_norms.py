@@ -18,6 +18,7 @@ from passes.rewrite.pattern import Match, Node, Pattern, PatternBuilder
 from passes.rewrite.rewriter import Rewriter
 
 _VARIANCES = ("aten.var.correction", "aten.var.dim")
+_LAST = "{memory_format=torch.channels_last}"
 _VARIANCES_AND_MEANS = ("aten.var_mean.correction", "aten.var_mean.dim")
 
 
@@ -77,6 +78,11 @@ def _why_other_numbers(x: Value, eps: object) -> str | None:
 def _affine(p: PatternBuilder, bare: Node, scaled: Node) -> tuple[Node, Node]:
     """Return patterns for `bare` times a weight, and for `scaled` plus a bias."""
     return p.mul(bare, p.any("factor")), p.op("aten.add.Tensor", scaled, p.any("summand"), alpha=1)
+
+
+def _copied(p: PatternBuilder, norm: Node) -> Node:
+    """Return a pattern for a contiguous copy; one in channels_last would keep its strides behind the weights."""
+    return p.op("aten.contiguous", norm, memory_format=torch.contiguous_format, name="copy")
 
 
 def _given(m: Match) -> Value | None:
@@ -204,6 +210,7 @@ class RecomposeLayerNormPattern(Pattern):
         _LAYER_AFFINE.changed(("%w : f32[c]", "%w : f32[1, 1, c]"), ("%w, %h", "%h, %w"), ("return %z", "return %y")),
         _TURNED,
         _TURNED_BIAS,
+        _TURNED.changed(("contiguous(%t)", f"contiguous(%t) {_LAST}"), refused="memory_format"),
         _LAYER.changed(("return %z", "return %h"), refused="its strides show"),
         _LAYER.changed(("sqrt", "rsqrt"), refused="raised to the power -0.5"),
         _LAYER.changed(("other=1e-06", "other=0.0"), refused="eps is 0.0"),
@@ -230,7 +237,7 @@ class RecomposeLayerNormPattern(Pattern):
 
         def placed(norm: Node) -> Node:
             turned = p.permute(norm, name="turned")
-            return p.one_of(norm, turned, p.op("aten.contiguous", turned, name="copy"))
+            return p.one_of(norm, turned, _copied(p, turned))
 
         bare, scaled = (p.layer_norm(x, weight, None, name="norm") for weight in (None, p.any("weight")))
         return p.one_of(_formula(p, x), *_affine(p, placed(bare), placed(scaled)))
@@ -328,6 +335,7 @@ _GROUPS_AFFINE = Example("""
       return %z
     }
 """)
+_GROUPS_AFFINE_COPY = _GROUPS_AFFINE.changed(("%y =", "%k = aten.contiguous(%h) %y ="), ("%h, %w", "%k, %w"))
 
 
 class RecomposeGroupNormPattern(Pattern):
@@ -346,7 +354,8 @@ class RecomposeGroupNormPattern(Pattern):
         _GROUPS_WRITTEN.changed(("rsqrt", "sqrt"), ("%h = aten.mul", "%h = aten.div")),
         _GROUPS_AFFINE,
         _GROUPS_AFFINE.changed(("return %z", "return %y"), ("%h, %w", "%w, %h")),
-        _GROUPS_AFFINE.changed(("%y =", "%k = aten.contiguous(%h) %y ="), ("%h, %w", "%k, %w")),
+        _GROUPS_AFFINE_COPY,
+        _GROUPS_AFFINE_COPY.changed(("(%h) ", f"(%h) {_LAST} "), refused="memory_format"),
         _GROUPS_AFFINE.changed(
             ("%w : f32[2*c, 1, 1]", "%w : f32[2*c]"),
             ("(%x, None", "(%x, %w"),
@@ -379,7 +388,7 @@ class RecomposeGroupNormPattern(Pattern):
         inner = p.one_of(p.layer_norm(split, None, None, name="layer"), _formula(p, split))
 
         def placed(norm: Node) -> Node:
-            return p.one_of(norm, p.op("aten.contiguous", norm, name="copy"))
+            return p.one_of(norm, _copied(p, norm))
 
         bare, scaled = (p.group_norm(x, weight, None, name="norm") for weight in (None, p.any("weight")))
         return p.one_of(p.reshape(inner), *_affine(p, placed(bare), placed(scaled)))

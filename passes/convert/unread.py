@@ -61,6 +61,7 @@ class RecomposeUnreadAttentionPattern(Pattern):
         _UNREAD.changed(('loc("attention", "MultiheadAttention")', ""), refused="not part of"),
         _UNREAD.changed(("return %r", "return %r, %z"), refused="strides show"),
         _MASKED.changed(refused="mask is no constant"),
+        _MASKED.changed(("graph(%mask : f32[1, t, t], %x", "constant %mask : f32[1, t, t] graph(%x")),
         _UNREAD.changed(
             ("parameter %w : f32[3*h*d, h*d]", ""),
             ("graph(", "graph(%w : f32[t, n, 3*h*d], "),

@@ -137,6 +137,15 @@ _STEM = Example("""
       return %z
     }
 """)
+_BARE_STEM = Example("""
+    parameter %w : f32[o, 3, 7, 7]
+    graph(%x : f32[n, 3, 8, 7]) {
+      %y = aten.conv2d(%x, %w, None) {stride=[2, 2], padding=[3, 3]}
+      %act = aten.relu(%y)
+      %z = aten.max_pool2d(%act) {kernel_size=[3, 3], stride=[2, 2], padding=[1, 1]}
+      return %z
+    }
+""")
 
 
 class StemConvBNActMaxPoolPattern(FusionPattern):
@@ -145,7 +154,7 @@ class StemConvBNActMaxPoolPattern(FusionPattern):
     kind = "conv_bn_act_max_pool"
     parts = ("conv", "bn", "act", "pool")
 
-    examples = (_STEM, _STEM.changed(("7, 7]\n", "5, 7]\n"), refused="is not 7x7 on 3 channels"))
+    examples = (_STEM, _BARE_STEM, _STEM.changed(("7, 7]\n", "5, 7]\n"), refused="is not 7x7 on 3 channels"))
 
     @override
     def pattern(self, p: PatternBuilder) -> Node:

@@ -190,6 +190,12 @@ _CONV = {"stride": (1,), "padding": (0,), "dilation": (1,), "groups": 1}
             _SDPA,
             "the size of a key is 2, not 3",
         ),
+        (
+            "scaled_dot_product_attention",
+            (f32(3, 2), f32(3, 2), f32(3, 2), None),
+            _SDPA | {"enable_gqa": True},
+            "grouped heads need a rank of at least 3",
+        ),
         ("conv1d", (f32(1, 2, 5), f32(2, 2, 1, 1), None), _CONV, "a rank of 3 is needed, not 4"),
         ("layer_norm", (TensorType((2, 3), torch.int64), None, None), _NORM, "floats are needed, not torch.int64"),
     ],
@@ -202,3 +208,28 @@ def test_what_a_rule_knows_to_misfit_is_not_run(
     assert rule is not None
     with pytest.raises(InferenceError, match=message):
         rule(types, attributes)
+
+
+def test_attention_on_which_the_kernel_reads_what_is_not_there_is_refused() -> None:
+    """It divides by the number of heads, which ends the process, and reads values beyond the end of their memory."""
+    attention = get_opdef("aten.scaled_dot_product_attention")
+    graph = Graph([("q", f32(1, 2, 3, 4)), ("k", f32(1, 0, 5, 4)), ("v", f32(1, 2, 5, 4)), ("w", f32(1, 2, 6, 4))])
+    q, k, v, w = graph.inputs
+    with pytest.raises(InferenceError, match="the key has no heads"):
+        Builder(graph).op(attention, q, k, v, None, enable_gqa=True)
+    with pytest.raises(InferenceError, match="the number of values is 5, not 6"):
+        Builder(graph).op(attention, q, v, w, None)
+    with pytest.raises(InferenceError, match="there are 5 keys and 6 values"):
+        infer_with_fakes(
+            attention,
+            (f32(1, 2, 3, 4), f32(1, 2, 5, 4), f32(1, 2, 6, 4), None),
+            _SDPA | {"scale": None, "train_dropout_p": 0.0},
+        )
+
+
+def test_a_batch_of_one_is_as_large_as_that_of_the_keys() -> None:
+    rule = get_opdef("aten.scaled_dot_product_attention").infer
+    assert rule is not None
+    query, key = f32(1, 3, 4), TensorType((None, 5, 4), torch.float32)
+    assert rule((query, key, key, None), _SDPA) == (TensorType((None, 3, 4), torch.float32),)
+    assert rule((f32(2, 3, 4), key, key, None), _SDPA) == (f32(2, 3, 4),)

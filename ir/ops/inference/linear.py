@@ -138,8 +138,9 @@ def einsum(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
 
 @knows_misfits
 def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...]:
-    """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]."""
+    """[*, L, E], [*, S, E], [*, S, Ev] -> [*, L, Ev]; with `enable_gqa`, the last of * are heads of the query."""
     query, key, value, mask = types
+    is_grouped = attributes["enable_gqa"]
     _require_floats(query, key, value)
     require_one_dtype((query, key, value))
     q, k, v = query.shape, key.shape, value.shape
@@ -149,8 +150,12 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
             raise Misfit("attention needs a rank of at least 2")
         require_equal(q[-1], k[-1], "the size of a key")
         require_equal(k[-2], v[-2], "the number of values")
-        if not attributes["enable_gqa"]:
+        if not is_grouped:
             broadcast([q[:-2], k[:-2], v[:-2]])
+        elif min(map(len, (q, k, v))) < 3:
+            # without a token there is nothing to compute, and heads are not asked for
+            require(None not in (*q, *k, *v))
+            raise Misfit("grouped heads need a rank of at least 3")
     dtype, device = float_dtype((query, key, value)), common_device(types)
     dropout = attributes["dropout_p"]
     require(isinstance(dropout, (int, float)) and 0 <= dropout <= 1)
@@ -168,7 +173,9 @@ def attention(types: tuple[Any, ...], attributes: Attributes) -> tuple[Type, ...
         if mask.shape is not None:
             for have, want in zip(reversed(mask.shape), reversed((*q[:-1], k[-2])), strict=False):
                 require(have is None or want is None or have == 1 or dims_equal(have, want))
-    return (TensorType((*q[:-1], v[-1]), dtype, device),)
+    # what is not known may be larger than a 1 of the query
+    batch = broadcast([q[:-3], k[:-3], v[:-3]]) + q[-3:-2] if is_grouped else broadcast([q[:-2], k[:-2], v[:-2]])
+    return (TensorType((*batch, q[-2], v[-1]), dtype, device),)
 
 
 @knows_misfits

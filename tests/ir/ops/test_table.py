@@ -333,6 +333,7 @@ def test_what_does_not_fit_is_refused_though_it_is_partly_unknown() -> None:
     ("name", "args", "kwargs", "message"),
     [
         ("aten.sum", (), {"dtype": 99}, "'dtype' of aten.sum must be a dtype, not 99"),
+        ("aten.to.dtype", (None,), {}, "'dtype' of aten.to.dtype must be a dtype, not None"),
         ("aten.sum.dim_IntList", ([torch.float32],), {}, "'dim' of .* must be of type .*int.*, not .torch.float32,."),
         ("aten.clone", (), {"memory_format": torch.float32}, "must be a memory_format, not torch.float32"),
         ("aten.clone", (), {"memory_format": 3}, "must be a memory_format, not 3"),
