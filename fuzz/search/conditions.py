@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+
+import torch
 
 from fuzz.programs.properties import Finding
 from ir.columns import Layout
@@ -14,6 +17,8 @@ from passes.quant.decide import Placing
 from passes.quant.tables import Table
 from passes.quant.tables.conditions import CONDITIONS
 from passes.quant.tables.row import LAYOUT
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def demand(holds: bool, property_: str, message: str) -> None:
@@ -54,7 +59,7 @@ def check_layer(layer: Operation) -> None:
     Raises:
         Finding: when one says otherwise.
     """
-    names = ["16 channels", "one group", "plain sum"]
+    names = ["16 channels", "one group", "plain sum", "16 results", "no gaps", "inputs never negative", "flat groups"]
     names += {"aten.linear": ["matrix product"], "aten.avg_pool2d": ["whole windows"]}.get(layer.name, [])
     for name in names:
         says, holds = CONDITIONS[name](layer, _NONE), _HOLDS[name](layer, None)
@@ -189,7 +194,44 @@ def _adds_plainly(op: Operation, placing: Placing | None) -> bool:
 
 
 def _has_whole_windows(op: Operation, placing: Placing | None) -> bool:
-    return not op.attributes["ceil_mode"] and op.attributes.get("divisor_override") is None
+    if op.attributes["ceil_mode"] or op.attributes.get("divisor_override") is not None:
+        return False
+    averages_zeros = op.attributes["count_include_pad"] and sum(op.attributes["padding"])
+    return not averages_zeros or _is_positive(op, placing)
+
+
+def _is_positive(op: Operation, placing: Placing | None) -> bool:
+    values = [each for each in op.operand_values if not each.is_weight and each.tensor_type.dtype in _FLOATS]
+    return placing is not None and all(map(placing.is_never_negative, values))
+
+
+def _fills(op: Operation, placing: Placing | None) -> bool:
+    counts = [math.prod([n for n in (each.known_shape or ())[1:] if isinstance(n, int)]) for each in op.results]
+    return all(count > 15 for count in counts)
+
+
+def _overlaps(op: Operation, placing: Placing | None) -> bool:
+    for each in _layers(op):
+        shape = each.input("weight").known_shape
+        if each.name == "aten.linear" or shape is None:
+            continue
+        steps = each.attributes["stride"]
+        for number, taps in enumerate(shape[2:]):
+            step = steps[number % len(steps)]
+            if not isinstance(taps, int) or not isinstance(step, int) or step > taps:
+                return False
+    return True
+
+
+def _is_flat(op: Operation, placing: Placing | None) -> bool:
+    for each in _layers(op):
+        if not each.name.startswith("aten.conv3d"):
+            continue
+        padding = each.attributes["padding"]
+        is_padded = padding == "same" if isinstance(padding, str) else max(padding) > 0
+        if is_padded and not _ungrouped(each, None) and not _is_positive(op, placing):
+            return False
+    return True
 
 
 _HOLDS: dict[str, Callable[[Operation, Placing | None], bool]] = {
@@ -202,6 +244,10 @@ _HOLDS: dict[str, Callable[[Operation, Placing | None], bool]] = {
     "behind a convolution": _near_convolution,
     "plain sum": _adds_plainly,
     "whole windows": _has_whole_windows,
+    "16 results": _fills,
+    "no gaps": _overlaps,
+    "inputs never negative": _is_positive,
+    "flat groups": _is_flat,
 }
 
 
@@ -218,6 +264,10 @@ class _NoDecisions:
 
     def is_placed(self, op: Operation) -> bool:
         """Return that nothing is."""
+        return False
+
+    def is_never_negative(self, value: Value) -> bool:
+        """Return that nothing is known of it."""
         return False
 
 

@@ -125,9 +125,9 @@ def _layer(draw: st.DrawFn) -> Operation:
     if draw(st.booleans()):
         return _pool_or_sum(draw)
     channels, filters = draw(st.sampled_from(_WIDTHS)), draw(st.sampled_from(_WIDTHS))
-    name = draw(st.sampled_from(("linear", "conv1d", "conv2d", "conv_transpose2d.input")))
+    name = draw(st.sampled_from(("linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d.input")))
     groups, batch = draw(st.sampled_from(_GROUPS)), draw(st.integers(1, 2))
-    sizes: tuple[int, ...] = {"linear": (), "conv1d": (4,)}.get(name, (4, 4))
+    sizes: tuple[int, ...] = {"linear": (), "conv1d": (4,), "conv3d": (2, 2, 2)}.get(name, (4, 4))
     shapes: list[tuple[int, ...]]
     if name == "linear":
         shapes = [(batch, channels), (filters, channels)]
@@ -137,7 +137,9 @@ def _layer(draw: st.DrawFn) -> Operation:
         shapes = [(batch, channels * groups, *sizes), (filters * groups, channels, *(1 for _ in sizes))]
     x, weight = [(f"x{i}", TensorType(shape, torch.float32)) for i, shape in enumerate(shapes)]
     graph = Graph([x, weight])
-    options: dict[str, Any] = {} if name == "linear" else {"groups": groups}
+    rank = len(sizes)
+    steps, padding = [draw(st.integers(1, 2)) for _ in sizes], [draw(st.integers(0, 1))] * rank
+    options: dict[str, Any] = {} if name == "linear" else {"groups": groups, "stride": steps, "padding": padding}
     return Builder(graph).op(f"aten.{name}", *graph.inputs, None, **options)
 
 
@@ -146,8 +148,13 @@ def _pool_or_sum(draw: st.DrawFn) -> Operation:
     graph = Graph([("x", x), ("y", x)])
     if draw(st.booleans()):
         return Builder(graph).op("aten.add.Tensor", *graph.inputs, alpha=draw(st.sampled_from((1, 2, -1))))
-    ceil, divisor = draw(st.booleans()), draw(st.sampled_from((None, 3)))
-    return Builder(graph).op("aten.avg_pool2d", graph.inputs[0], [3], [2], ceil_mode=ceil, divisor_override=divisor)
+    options: dict[str, Any] = {
+        "padding": [draw(st.integers(0, 1))],
+        "ceil_mode": draw(st.booleans()),
+        "count_include_pad": draw(st.booleans()),
+        "divisor_override": draw(st.sampled_from((None, 3))),
+    }
+    return Builder(graph).op("aten.avg_pool2d", graph.inputs[0], [3], [draw(st.integers(1, 3))], **options)
 
 
 # --- what must hold -----------------------------------------------------------------------------------------------

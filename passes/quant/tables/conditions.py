@@ -222,9 +222,10 @@ def _sixteen_results(op: Operation, decisions: Decisions) -> str | None:
 
 def few_results(op: Operation) -> str | None:
     """Return why the result of an operation may be too small for a kernel on vectors; None where it is not."""
-    known = [dim for dim in (op.result.known_shape or ())[1:] if isinstance(dim, int)]
-    if math.prod(known) < MIN_RESULTS:
-        return f"a result of fewer than {MIN_RESULTS} numbers is smaller than a vector of the kernel"
+    for result in op.results:
+        known = [dim for dim in (result.known_shape or ())[1:] if isinstance(dim, int)]
+        if math.prod(known) < MIN_RESULTS:
+            return f"a result of fewer than {MIN_RESULTS} numbers is smaller than a vector of the kernel"
     return None
 
 

@@ -65,13 +65,13 @@ CLOSED = Mutant(
 def test_every_curated_mutant_applies(mutant: Mutant) -> None:
     with mutated(mutant):
         pass
-    assert mutant.subject.kind in ("rule", "pass", "text", "types", "modules")
+    assert mutant.subject.kind in ("rule", "pass", "text", "types", "modules", "quant")
 
 
 def test_mutants_are_made_of_everything(everything: dict[str, Mutant]) -> None:
     made = [m for m in everything.values() if m not in CURATED]
     assert {m.class_ for m in made} == set(OPERATORS)
-    assert {m.subject.kind for m in made} == {"rule", "pass", "types"}
+    assert {m.subject.kind for m in made} == {"rule", "pass", "types", "quant"}
     tried = {name for m in made if m.subject.kind == "rule" for name in m.subject.names}
     assert tried == {*RULES, "fuzz.mutants.literals:WriteLiterals"}
     assert COMPOSED.target in {m.target for m in made}
