@@ -361,6 +361,8 @@ def _make_multihead_attention(op: Operation, find: WeightOf) -> ModuleForm | Non
         return None
     held = dict(slots)
     separate = "in_proj_weight" not in held
+    if separate and {_shape(held[f"{name}_proj_weight"])[1] for name in ("k", "v")} == {a["embed_dim"]}:
+        return None  # the layer has one weight for all three then, whatever it is made with
     options = _options(
         embed_dim=a["embed_dim"],
         num_heads=a["num_heads"],

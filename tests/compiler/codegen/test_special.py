@@ -119,6 +119,18 @@ def test_leaf_attention_is_emitted_as_the_module(options: dict[str, Any]) -> Non
         assert all(torch.equal(a, b) for a, b in zip(emitted(*args, mask), expected, strict=True))
 
 
+def test_attention_with_weights_that_no_layer_has_is_refused() -> None:
+    """The layer would have one weight for all three, and leave it as the memory is."""
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=7, bias=False)
+    for name in ("k", "v"):
+        attention.register_parameter(f"{name}_proj_weight", nn.Parameter(torch.ones(8, 8)))
+    d = Draft(nn.ModuleDict({"attn": attention}), x=f32(4, 4, 8))
+    weights = {n.replace(".", "_"): d[f"attn.{n}"] for n, _ in attention.named_parameters()}
+    op = d.at("attn").op("nn.multihead_attention", *[d["x"]] * 3, **weights, num_heads=2, embed_dim=8)
+    with pytest.raises(CodegenError, match="cannot be emitted"):
+        d.emit(*op.results)
+
+
 def test_a_recurrent_layer_is_a_call_that_follows_the_inputs_dtype() -> None:
     lstm = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
     model = nn.ModuleDict({"rnn": lstm}).eval()
