@@ -201,11 +201,11 @@ class SymbolTable:
                 symbols = expr.free_symbols
                 if not symbols or not symbols <= self.symbols.keys() or all(s.name in self._names for s in symbols):
                     continue  # always true; about lost symbols; within the user's ranges, which torch.export checked
-                constraint = self._renamed(expr)
-                if not constraint.is_Relational or formula_of(constraint) is None:
-                    raise restricted(format_expression(constraint), line)
-                if not follows_from(constraint, ranges):
-                    found.setdefault(constraint)
+                for constraint in sympy.And.make_args(self._renamed(expr)):
+                    if not constraint.is_Relational or formula_of(constraint) is None:
+                        raise restricted(format_expression(constraint), line)
+                    if not follows_from(constraint, ranges):
+                        found.setdefault(constraint)
         except UnreadableGuardError as error:
             raise restricted(str(error)) from error
         return tuple(found)

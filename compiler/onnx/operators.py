@@ -6,6 +6,7 @@ Some stand in the trace as operators of the library `graphwright`, which the exp
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -57,18 +58,13 @@ def kernels() -> dict[str, Callable[..., Any]]:
         dtype = attributes["dtype"]
         return x if dtype in (None, scale.dtype) else x.to(dtype)
 
-    def adaptive_avg_pool2d(x: Any, output_size: Any, **attributes: Any) -> Any:
-        if tuple(output_size) == (1, 1) and x.dim() == 4:
-            return ops.global_average_pool(x)
-        return torch.ops.aten.adaptive_avg_pool2d.default(x, list(output_size))
-
     return {
         **FORMULAS,
         **SCATTERS,
         "quant.quantize": quantize,
         "quant.dequantize": dequantize,
-        "aten.adaptive_avg_pool2d": adaptive_avg_pool2d,
-        "aten.adaptive_avg_pool3d": _adaptive_avg_pool3d,
+        **{f"aten.adaptive_avg_pool{rank}d": partial(_adaptive_avg_pool, rank) for rank in (1, 2, 3)},
+        **{f"aten.adaptive_max_pool{rank}d": partial(_adaptive_max_pool, rank) for rank in (1, 2, 3)},
         **{f"aten.conv{rank}d": partial(_conv, rank) for rank in (1, 2, 3)},
         "aten.amax": partial(_of_dims, torch.amax),
         "aten.amin": partial(_of_dims, torch.amin),
@@ -110,13 +106,49 @@ def _conv(rank: int, x: Any, weight: Any, bias: Any, *, stride: Any, padding: An
     return conv.default(x, weight, bias, strides, pads, **attributes)
 
 
-def _adaptive_avg_pool3d(x: Any, *, output_size: Sequence[int]) -> Any:
-    """Average over the first dimension, then over the others: a mean over a box is a mean of means."""
-    pool = torch.ops.aten.adaptive_avg_pool2d.default
-    (depth, *others), batch = output_size, x.dim() - 3
-    x = pool(x.flatten(-2), [depth, x.shape[-2] * x.shape[-1]]).unflatten(-1, x.shape[-2:])
-    x = pool(x.flatten(batch - 1, batch), list(others))
-    return x.unflatten(batch - 1, [-1, depth])
+def _adaptive_avg_pool(rank: int, x: Any, *, output_size: Sequence[Any]) -> Any:
+    """Average over one dimension after the other: a mean over a box is a mean of means."""
+    if rank == 2 and tuple(output_size) == (1, 1) and x.dim() == 4:
+        return torch.ops.graphwright.global_average_pool(x)
+    if rank < 3 and all(type(size) is int for size in x.shape[-rank:]):
+        return getattr(torch.ops.aten, f"adaptive_avg_pool{rank}d").default(x, list(output_size))
+    for dim, windows in _adaptive_windows(x, output_size):
+        x = torch.cat([x.narrow(dim, *window).mean(dim, keepdim=True) for window in windows], dim)
+    return x
+
+
+def _adaptive_max_pool(rank: int, x: Any, *, output_size: Sequence[Any]) -> tuple[Any, Any]:
+    """Return the maxima of windows, and their places; the last dimension first, so that the first of ties is taken."""
+    sizes = x.shape[-rank:]
+    if all(type(size) is int and size % count == 0 for size, count in zip(sizes, output_size, strict=True)):
+        values, places = getattr(torch.ops.aten, f"adaptive_max_pool{rank}d").default(x, list(output_size))
+        return values, places
+    places = sum(
+        torch.arange(size).reshape([-1, *[1] * (rank - 1 - number)]) * math.prod(sizes[number + 1 :])
+        for number, size in enumerate(sizes)
+    ).expand(x.shape)
+    for dim, windows in reversed(_adaptive_windows(x, output_size)):
+        found = [(x.narrow(dim, *window).max(dim, keepdim=True), places.narrow(dim, *window)) for window in windows]
+        x = torch.cat([most.values for most, _ in found], dim)
+        places = torch.cat([each.gather(dim, most.indices) for most, each in found], dim)
+    return x, places
+
+
+def _adaptive_windows(x: Any, output_size: Sequence[Any]) -> list[tuple[int, list[tuple[Any, Any]]]]:
+    """Return the starts and lengths of an adaptive pool's windows, for each dimension that it changes."""
+    found = []
+    for dim, count in enumerate(output_size, x.dim() - len(output_size)):
+        size = x.shape[dim]
+        if type(count) is int:
+            starts = [number * size // count for number in range(count)]
+            ends = [-(-(number + 1) * size // count) for number in range(count)]
+            found.append((dim, [(start, end - start) for start, end in zip(starts, ends, strict=True)]))
+        elif count is not size and count.node.expr != size.node.expr:
+            raise CodegenError(
+                f"an adaptive pool to a dynamic size ({count}) cannot be written",
+                remedy="transform the model with fixed sizes in place of the dynamic ones (no `dynamic_shapes=`)",
+            )
+    return found
 
 
 def _pad(x: Any, *, pad: Sequence[Any], mode: str, value: float | None) -> Any:
@@ -241,13 +273,17 @@ def _avg_pool(
     pool = getattr(torch.ops.aten, f"avg_pool{rank}d").default
     stride = list(stride) or list(kernel_size)
     kernel, padding = list(kernel_size), list(padding)
-    whole = pool(x, kernel, stride, padding, ceil_mode, count_include_pad).shape[-rank:]
-    reach = [(n - 1) * s + k for n, s, k in zip(whole, stride, kernel, strict=True)]
-    beyond = [r - (n + 2 * p) for r, n, p in zip(reach, x.shape[-rank:], padding, strict=True)]
-    is_whole = all(type(each) is int and each <= 0 for each in beyond)
-    if divisor_override is None and (not ceil_mode or is_whole):
+    if divisor_override is None and not ceil_mode:
         return pool(x, kernel, stride, padding, False, count_include_pad)
-    ends = [torch.sym_max(each, 0) for each in beyond]
+    sizes = x.shape[-rank:]
+    whole = pool(x, kernel, stride, padding, ceil_mode, count_include_pad).shape[-rank:]
+    # cells beyond the padding; of a dynamic size, as many as there can be
+    ends = [
+        max((w - 1) * s + k - n - 2 * p, 0) if type(n) is int else (s - 1 if ceil_mode else 0)
+        for n, w, s, k, p in zip(sizes, whole, stride, kernel, padding, strict=True)
+    ]
+    if divisor_override is None and not any(ends):
+        return pool(x, kernel, stride, padding, False, count_include_pad)
     around = [each for p, end in zip(reversed(padding), reversed(ends), strict=True) for each in (p, p + end)]
     pooled = pool(torch.nn.functional.pad(x, around), kernel, stride, [0] * rank, False, True)
     if divisor_override is not None:
@@ -292,7 +328,12 @@ def translations() -> Mapping[Any, Callable[..., Any]]:
     ) -> Any:
         return _attention(op, query, key, value, attn_mask, is_causal, scale, enable_gqa)
 
+    # of sizes; the exporter's own rounds to zero
+    def floordiv(self: Any, other: Any) -> Any:
+        return op.Div(op.Sub(self, op.Mod(self, other)), other)
+
     return {
+        operator.floordiv: floordiv,
         ours.quantize.default: quantize,
         ours.dequantize.default: dequantize,
         ours.global_average_pool.default: global_average_pool,

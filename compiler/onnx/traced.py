@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import sympy
@@ -12,19 +15,27 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from typing_extensions import override
 
-from ir.attributes import Ref
+from ir.attributes import Ref, map_leaves
 from ir.core import Operation, Value
 from ir.errors import CodegenError, InputError
 from ir.expressions import evaluate_formula, formula_of, linear_solution
 from ir.fake import flat_results, kernel_call
 from ir.ops.nn_ops import OPAQUE, decode_call, opaque_results
-from ir.program import Program
+from ir.program import Program, SymbolRange
 from ir.types import Dim as Size
 
 STEP = "step_"
 """Operation number `i` of a program is the submodule `step_<i>`."""
 WEIGHT = "graphwright_weight_"
 """Weight number `i` is the buffer `graphwright_weight_<i>`."""
+
+_LEAST = (257, 37, 2)
+"""The least sizes of a trace, tried in turn: small ones may be 1 later on, which PyTorch takes for a constant."""
+_MOST_ELEMENTS = 1 << 30
+"""Of the inputs of a trace together; their memory is never touched."""
+_STARTS = (33, 65, 129, 257)
+_STEPS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 224, 256)
+"""Least sizes and divisors, among which those of nearly all models are."""
 
 Kernels = Mapping[str, Callable[..., Any]]
 """Name of an operator -> what stands for its kernel in the trace; it takes the operands, then the attributes."""
@@ -36,6 +47,19 @@ def step_in(scopes: Iterable[str]) -> int | None:
         first = scope.partition(".")[0]
         if first.startswith(STEP):
             return int(first.removeprefix(STEP))
+    return None
+
+
+def operation_of(frames: Iterable[FrameType], operations: Sequence[Operation]) -> Operation | None:
+    """Return the operation that PyTorch is at, from the frames of its code: the first that tells."""
+    for frame in frames:
+        node, module = frame.f_locals.get("node"), frame.f_locals.get("self")
+        if isinstance(module, _Step):
+            return module.op
+        if isinstance(node, torch.fx.Node):
+            step = step_in(path for path, _ in node.meta.get("nn_module_stack", {}).values())
+            if step is not None:
+                return operations[step]
     return None
 
 
@@ -66,7 +90,8 @@ class _Step(nn.Module):
         function = self.kernels.get(op.opdef.facts.synonym or op.name)
         if function is not None:
             try:
-                return flat_results(function(*operands, **op.attributes))
+                attributes = {name: map_leaves(each, resolve) for name, each in op.attributes.items()}
+                return flat_results(function(*operands, **attributes))
             except CodegenError as error:
                 raise CodegenError(error.message, location=op.location, remedy=error.remedy) from None
         kernel, args, kwargs = kernel_call(op.opdef, op.opdef.group(operands, op.segments), op.attributes, resolve)
@@ -193,13 +218,17 @@ def trace(program: Program, kernels: Kernels) -> ExportedProgram:
         for value in program.graph.inputs
     )
     failure: Exception | None = None
-    # of small sizes, a later one may be 1, which PyTorch takes for a constant
-    for least in (2, 33) if program.symbols else (2,):
-        sizes = example_sizes(program, least)
-        args = tuple(
-            torch.zeros([_number(dim, sizes) for dim in value.tensor_type.shape or ()], dtype=value.tensor_type.dtype)
-            for value in program.graph.inputs
-        )
+    for least in _LEAST if program.symbols else _LEAST[-1:]:
+        try:
+            sizes = example_sizes(program, least)
+        except InputError as error:
+            failure = failure or error
+            continue
+        types = [value.tensor_type for value in program.graph.inputs]
+        shapes = [[_number(dim, sizes) for dim in type_.shape or ()] for type_ in types]
+        if least != _LEAST[-1] and sum(map(math.prod, shapes)) > _MOST_ELEMENTS:
+            continue
+        args = tuple(torch.zeros(shape, dtype=type_.dtype) for shape, type_ in zip(shapes, types, strict=True))
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -208,6 +237,8 @@ def trace(program: Program, kernels: Kernels) -> ExportedProgram:
             raise
         except Exception as error:  # noqa: BLE001 - whatever PyTorch raises, it cannot capture it
             failure = error
+    if isinstance(failure, InputError):
+        raise failure
     raise CodegenError(
         f"PyTorch cannot capture the program for a file: {str(failure).strip() or type(failure).__name__}",
         location=program.location,
@@ -232,14 +263,8 @@ def example_sizes(program: Program, least: int = 2) -> dict[sympy.Symbol, int]:
     Raises:
         InputError: when no sizes are found.
     """
-    symbols = list(program.symbols)
-    for step in (0, 1, 2, 4, 8, 16, 32):
-        sizes: dict[sympy.Symbol, int] = {}
-        for number, symbol in enumerate(symbols):
-            bounds = program.symbols[symbol]
-            wanted = max(bounds.lower, least) + (number if step == 0 else 0)
-            wanted = wanted if step <= 1 else -(-wanted // step) * step
-            sizes[symbol] = wanted if bounds.upper is None else min(wanted, bounds.upper)
+    for start, step in itertools.product((least, *_STARTS), _STEPS):
+        sizes = {s: _example(program.symbols[s], start, step, number) for number, s in enumerate(program.symbols)}
         numbers = {s: sympy.Integer(n) for s, n in sizes.items()}
         if all(bool(relation.xreplace(numbers)) for relation in program.constraints):
             return sizes
@@ -248,3 +273,12 @@ def example_sizes(program: Program, least: int = 2) -> dict[sympy.Symbol, int]:
         location=program.location,
         remedy="transform the model with fixed sizes in place of the dynamic ones",
     )
+
+
+def _example(bounds: SymbolRange, least: int, step: int, number: int) -> int:
+    """Return a size for the symbol of that number: a multiple of `step`, or without one another than for the others."""
+    wanted = max(bounds.lower, least)
+    wanted = -(-wanted // step) * step if step else wanted + number
+    if bounds.upper is not None and wanted > bounds.upper:
+        return max(bounds.lower, bounds.upper - (0 if step else number))
+    return wanted

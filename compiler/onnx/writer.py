@@ -16,10 +16,11 @@ import torch
 from torch.export import ExportedProgram
 
 from compiler.extras import import_extra
+from compiler.onnx.assumptions import check_assumptions, dynamic_sizes, noted_guards
 from compiler.onnx.interface import Interface, interface_of
 from compiler.onnx.registry import mended_exporter
 from compiler.onnx.simplify import simplify
-from compiler.onnx.traced import WEIGHT, Kernels, outputs_of, step_in, trace
+from compiler.onnx.traced import WEIGHT, Kernels, operation_of, outputs_of, step_in, trace
 from ir.core import Operation, Value
 from ir.errors import CodegenError
 from ir.expressions import format_expression
@@ -33,6 +34,9 @@ METADATA = "graphwright"
 """The key of the model's metadata that says how its inputs and outputs are arguments and results of the module."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_FX_NODE = "pkg.torch.onnx.fx_node"
+_SIZES = re.compile(r"\[target=(torch\.ops\.aten\.sym_|torch\.sym_|math\.|operator\.(?!getitem))")
+"""What computes sizes: it may stand in the operation whose result has them."""
 _MAX_FOLDED = 1 << 28
 """Elements of the largest weight that the exporter may transpose or convert at once."""
 
@@ -64,9 +68,11 @@ def write_model(program: Program, kernels: Kernels, translations: Mapping[Any, C
     """
     import_extra("onnx")
     import_extra("onnxscript")
-    exported = trace(program, kernels)
     interface = interface_of(program)
-    model = _exported_model(exported, program, interface, translations)
+    with noted_guards(program) as places:
+        exported = trace(program, kernels)
+        model = _exported_model(exported, program, interface, translations)
+    check_assumptions(exported, program, places)
     model.producer_name = "graphwright"
     model.producer_version = None
     model.graph.name = program.name
@@ -119,12 +125,9 @@ def _blamed(error: BaseException, program: Program) -> Operation | None:
     texts = []
     cause: BaseException | None = error
     while cause is not None:
-        for frame, _ in traceback.walk_tb(cause.__traceback__):
-            node = frame.f_locals.get("node")
-            if isinstance(node, torch.fx.Node):
-                step = step_in(path for path, _ in node.meta.get("nn_module_stack", {}).values())
-                if step is not None:
-                    return operations[step]
+        op = operation_of((frame for frame, _ in traceback.walk_tb(cause.__traceback__)), operations)
+        if op is not None:
+            return op
         texts.append(str(cause))
         cause = cause.__cause__
     named = re.findall(r"torch\.ops\.(\w+)\.(\w+)|\baten[.:]+(\w+)", "\n".join(texts))
@@ -212,6 +215,7 @@ def _rename(model: Any, program: Program, interface: Interface) -> dict[Value, s
     for node in model.graph:
         step = _step_of(node)
         op = None if step is None else operations[step]
+        is_of_sizes = _SIZES.search(node.metadata_props.get(_FX_NODE, "")) is not None
         node.name = free_name(f"{_path(op, program)}/{node.op_type}", nodes.__contains__)
         nodes.add(node.name)
         node.metadata_props.clear()
@@ -225,7 +229,7 @@ def _rename(model: Any, program: Program, interface: Interface) -> dict[Value, s
             if value is not None and value.is_initializer() and id(value) not in known:
                 known.add(id(value))
                 _rename_initializer(model, value, fresh(f"{node.name}.{number}"))
-        if step is not None:
+        if step is not None and not is_of_sizes:
             last[step] = node
     for step, node in last.items():
         if len(node.outputs) == len(operations[step].results):
@@ -287,13 +291,9 @@ def _respelled(text: str | None, pattern: re.Pattern[str], inner: Mapping[str, s
 
 def _inner_symbols(exported: ExportedProgram, program: Program) -> Iterator[tuple[str, str]]:
     """Yield PyTorch's name and ours of each symbol that is a size of an input."""
-    names = exported.graph_signature.user_inputs
-    nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    for name, value in zip(names, program.graph.inputs, strict=True):
-        sizes = nodes[str(name)].meta["val"].shape
-        for size, dim in zip(sizes, value.tensor_type.shape or (), strict=True):
-            if isinstance(dim, sympy.Symbol) and isinstance(size, torch.SymInt):
-                yield str(size.node.expr), dim.name
+    for size, dim in dynamic_sizes(exported, program):
+        if isinstance(dim, sympy.Symbol):
+            yield str(size.node.expr), dim.name
 
 
 def _values(model: Any) -> Iterator[Any]:
