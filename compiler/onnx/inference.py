@@ -13,6 +13,7 @@ from ir.copying import copy_into
 from ir.core import Graph, Operation, Value
 from ir.errors import InputError
 from ir.evaluate import evaluate
+from ir.opdef import Trait
 from ir.program import Program, Weight, WeightKind, copy_program, weight_of
 from ir.quant.dialect import DEQUANTIZE, QUANTIZE
 from ir.types import ScalarType, TensorType
@@ -46,9 +47,25 @@ def inference_program(program: Program, module: nn.Module) -> Program:
         _fix_mode(op)
         _check_projection(op)
     _check_quantizers(twin)
+    _split_tied_weights(twin)
     store_integers(twin)
     FoldBatchNorm().run(twin, PassContext())
     return twin
+
+
+def _split_tied_weights(program: Program) -> None:
+    """Give transposed convolutions weights of their own, where a convolution reads them as well.
+
+    OpenVINO packs a weight once, for the first of its readers.
+    """
+    for weight in list(program.weights.values()):
+        value, data = weight.value, weight.data
+        if data is None or not any(op.opdef.has(Trait.CONV) for op in value.users):
+            continue
+        for op in [op for op in value.users if op.opdef.has(Trait.CONV_TRANSPOSE) and op.operands[1] is value]:
+            name = program.unique_weight_name(f"{weight.name}_transposed")
+            copied = Weight(name, WeightKind.CONSTANT, weight.type, data.detach().clone(), is_folded=True)
+            op.set_operand(1, program.add_weight(copied))
 
 
 def _check_modes(module: nn.Module) -> None:

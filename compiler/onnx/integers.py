@@ -101,6 +101,9 @@ def _drop_clip(op: Operation) -> None:
     bounds: list[Any] = [clip.attributes[each] if isinstance(each, str) else each for each in _CLIPS[clip.name]]
     if not all(bound is None or isinstance(bound, int | float) for bound in bounds):
         return
+    before = clip.operand_values[0].defining_op
+    if before is not None and before.opdef is DEQUANTIZE:
+        return  # ONNX Runtime makes one quantization of two that follow each other
     low, high = integer_range(op.attributes["dtype"], op.attributes["quant_min"], op.attributes["quant_max"])
     keywords = {"dtype": op.attributes["dtype"], "quant_min": low, "quant_max": high}
     ends = [None if b is None else int(quantize(torch.tensor(float(b)), scale, zero_point, **keywords)) for b in bounds]

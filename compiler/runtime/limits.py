@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -20,6 +21,8 @@ from passes.rewrite.expressions import data_of
 _BYTES = (torch.int8, torch.uint8)
 _RIGHT_SHIFTS = ("bitwise_right_shift", "__rshift__", "__irshift__")
 _REMAINDERS = ("fmod", "remainder", "floor_divide")
+_EXTREMES = ("amax", "amin", "max", "min")
+_CLIPS = ("clamp", "hardtanh", "relu6", "relu")
 NO_VNNI = (
     "this processor has no VNNI instructions: engines add two products of 8 bits in 16 bits, which saturates, and "
     "OpenVINO halves the weights that meet signed activations. Quantize for such processors with "
@@ -83,7 +86,8 @@ def _bytes(op: Operation) -> str | None:
         [value for value in values if isinstance(value.type, TensorType) and value.type.dtype in _BYTES]
         for values in (op.operand_values, op.results)
     )
-    if read and written:
+    # a function of several steps has integers on its way
+    if read and (written or (not op.opdef.has(Trait.ELEMENTWISE) and any(map(_is_floating, op.results)))):
         return "computes with integers of 8 bits, whose results wrap in PyTorch and are saturated"
     return None
 
@@ -149,6 +153,28 @@ def _integers_misread(op: Operation) -> str | None:
     return None
 
 
+def _merged_quantization(op: Operation) -> str | None:
+    behind = [user for result in op.results for user in result.users if user.opdef is QUANTIZE]
+    if not behind or not op.operand_values:
+        return None
+    before = op.operand_values[0].defining_op
+    is_between = before is not None and before.opdef is DEQUANTIZE
+    if op.opdef.short_name in _EXTREMES and "dim" in op.attributes:
+        made = _dequantized(op.operand_values[0])
+        if made is not None and all(_parameters(made) == _parameters(each) for each in behind):
+            return None  # the largest integer is that of the largest number
+        return "is merged with the quantization of its result, which gives other integers,"
+    if op.opdef.short_name in _CLIPS and is_between:
+        return "is merged with the quantizations before and behind it, which gives other integers,"
+    return None
+
+
+def _parameters(op: Operation) -> list[Any] | None:
+    """Return the scale and the zero point of a quantization, or of its inverse."""
+    found = [None if value is None else data_of(value) for value in op.operands[1:3]]
+    return None if any(each is None for each in found) else [each.tolist() for each in found if each is not None]
+
+
 def _dequantized(value: Value) -> Operation | None:
     """Return the dequantization that a value comes from, through what an engine moves it."""
     op = value.defining_op
@@ -196,4 +222,8 @@ EMPTY_TENSORS = Limit(_nothing, "leave that part out of the model", elsewhere=Fa
 DIMENSIONS_OF_SCALARS = Limit(_scalars, "give it a dimension: `x[None]`", elsewhere=False)
 """OpenVINO ends the process on the cosine similarity of two such tensors, ONNX Runtime does not load its file."""
 INTEGERS_MISREAD = Limit(_integers_misread, 'quantize for it: `transform(model, inputs, target="openvino")`')
+MERGED_QUANTIZATIONS = Limit(
+    _merged_quantization,
+    'quantize for it: `transform(model, inputs, target="openvino")`, or keep what reads the result in float (`rules=`)',
+)
 INTEGERS_IN_32_BITS = Limit(_long_integers)

@@ -198,9 +198,11 @@ def _row_of(op: Operation, table: Table) -> Row | None:
 
 
 def carries(op: Operation, table: Table) -> bool:
-    """Return whether integers pass through an operation as they are."""
+    """Return whether integers pass through an operation as they are, and nothing else of it is read."""
     row = _row_of(op, table) if op.body is None else None
-    return row is not None and row.carries and bool(op.operands) and op.operands[0] is not None
+    if row is None or not row.carries or not op.operands or op.operands[0] is None:
+        return False
+    return all(result.is_unused for result in op.results[1:] if not is_floating(result))  # places change with ties
 
 
 def root(value: Value, table: Table) -> Value:

@@ -179,6 +179,94 @@ def test_files_for_others_that_openvino_misreads_are_refused(layers, words):
             call()
 
 
+class Extremes(nn.Module):
+    """A part between two layers."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.first, self.part, self.last = nn.Linear(16, 16), part, nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.last(self.part(self.first(x)))
+
+
+class Part(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def _quantized_rows(part, target):
+    torch.manual_seed(0)
+    rows = [torch.randn(2, 6, 16) for _ in range(3)]
+    table = find_target(target).table
+    assert table is not None
+    result = transform(Extremes(Part(part)).eval(), (rows[0],), target=target, check=False)
+    return quantize(result, rows[:2], table=table.without_vnni(), progress=False), rows[2]
+
+
+def _apart(q, x, engine):
+    """Return the signal to noise ratio of a whole run, in dB."""
+    with torch.no_grad():
+        found, wanted = q.to_runtime(engine, threads=1)(x), q.model(x)
+    return float(10 * torch.log10(wanted.square().sum() / (found - wanted).square().sum().clamp_min(1e-30)))
+
+
+@pytest.mark.parametrize(
+    "part", [lambda x: x.amax(1), lambda x: x.min(1).values, lambda x: x.relu().amax((0, 1), True)]
+)
+def test_extremes_carry_integers_in_openvino(part):
+    """With a quantization behind them, the plugin computed something else: 1 to 11 dB."""
+    q, x = _quantized_rows(part, "openvino")
+    assert _apart(q, x, "openvino") > 100
+    q, x = _quantized_rows(part, "onnxruntime")
+    assert _apart(q, x, "onnxruntime") > 100
+    with pytest.raises(InputError, match=r'merged with the quantization of its result[\s\S]*target="openvino"'):
+        q.to_runtime("openvino")
+
+
+def test_extremes_whose_places_are_read_carry_none():
+    def part(x):
+        values, places = x.max(1)
+        return values + places * 0.01
+
+    q, x = _quantized_rows(part, "openvino")
+    assert _apart(q, x, "openvino") > 100
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-0.3, 0.5), (0.1, 0.4)])
+def test_a_clip_between_two_quantizations_stays_in_the_file(bounds):
+    """Without it ONNX Runtime makes one quantization of the two; OpenVINO does so with it."""
+    net = nn.Sequential(nn.Conv2d(16, 16, 1), nn.Hardtanh(*bounds), nn.Conv2d(16, 16, 1))
+    q = quantized(lambda: net)
+    assert _apart(q, images()[1], "onnxruntime") > 100
+    with pytest.raises(InputError, match="merged with the quantizations before and behind it"):
+        q.to_runtime("openvino")
+    assert _apart(quantized(lambda: net, "openvino"), images()[1], "openvino") > 100
+
+
+class Autoencoder(nn.Module):
+    """One weight for both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 16, 3, 3) / 12)
+
+    def forward(self, x):
+        return F.conv_transpose2d(F.relu(F.conv2d(x, self.weight, padding=1)), self.weight, padding=1)
+
+
+def test_a_weight_of_both_directions_is_packed_for_each_in_openvino():
+    """The plugin packs a constant once, for the first of its readers."""
+    torch.manual_seed(0)
+    model, x = Autoencoder().eval(), torch.randn(2, 16, 8, 8)
+    fast = transform(model, (x,), target="openvino").to_runtime("openvino", threads=1)
+    torch.testing.assert_close(fast(x), model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("net", [MaskedAttention, TiedWeights])
 def test_powers_of_two_give_the_same_integers_region_by_region(net):
     """Softmax and norms are in float: with the same integers before them, the integers behind are the same."""
