@@ -21,6 +21,8 @@ from torch.export.graph_signature import (
     SymIntArgument,
     TensorArgument,
 )
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.utils import _pytree as pytree
 
 from compiler.capture.boundary.observed import Observed
 from compiler.capture.captured import Captured, Traced
@@ -61,6 +63,14 @@ _KIND_NAMES = {
 _OPAQUE_TARGET = "graphwright.opaque"
 
 
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """Return a structure with Python's lists and dicts: torch.export gives a graph module those of its graph."""
+    if spec.is_leaf():
+        return spec
+    kinds: dict[Any, Any] = {immutable_list: list, immutable_dict: dict}
+    return pytree.TreeSpec(kinds.get(spec.type, spec.type), spec.context, list(map(_plain, spec.children())))
+
+
 class ExportLowering(NumberLowering):
     """Lowers one exported program."""
 
@@ -71,7 +81,7 @@ class ExportLowering(NumberLowering):
         self.assigned = traced.assigned
         """Buffers that are replaced by new tensors: the last results."""
         spec, out_spec = self.exported.call_spec
-        convention = CallingConvention(spec, out_spec.child(0) if self.assigned else out_spec)
+        convention = CallingConvention(spec, _plain(out_spec.child(0) if self.assigned else out_spec))
         super().__init__(self.module, convention, captured.irregular)
         self.program.opaques = dict(captured.opaques)
         self.symbols = SymbolTable(captured.symbol_names, traced)

@@ -202,7 +202,7 @@ def _fold_batch_norm(program: Program, layer: _Layer) -> _Layer:
     _forget(program, layer)
     weight = _dequantized(program, layer, integers, scale.float(), axis)
     name = f"{layer.name.removesuffix('weight')}bias"
-    op = _replaced(program, layer.op, weight, _constant(program, name, shift.float()))
+    op = _replaced(program, layer.op, weight, _constant(program, name, shift.to(norm.result.tensor_type.dtype)))
     program.graph.replace_all_uses(norm.result, op.result)
     program.graph.erase(norm)
     made = weight.defining_op

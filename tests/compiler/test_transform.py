@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from graphwright import (
     CaptureError,
@@ -79,6 +80,18 @@ def test_a_bare_tensor_keyword_arguments_and_an_exported_program_are_accepted():
         assert len(result.matches) == 4
         with torch.no_grad():
             assert torch.allclose(result.model(x=X), model(X), atol=1e-6)
+
+
+def test_an_emitted_module_is_transformed_again_with_its_lists_and_dicts():
+    class Net(nn.Module):
+        def forward(self, x):
+            return [x.relu(), {"y": (x, [x + 1])}]
+
+    x = torch.randn(2)
+    once = transform(Net(), (x,))
+    twice = transform(once.model, (x,))
+    assert pytree.tree_structure(twice.model(x)) == pytree.tree_structure(Net()(x))
+    assert list(map(type, (twice.model(x), twice.model(x)[1]))) == [list, dict]
 
 
 def test_conversions_run_before_fusions_whatever_the_order_of_the_list():
