@@ -69,6 +69,9 @@ def kernels() -> dict[str, Callable[..., Any]]:
         "aten.amax": partial(_of_dims, torch.amax),
         "aten.amin": partial(_of_dims, torch.amin),
         "aten.pad": _pad,
+        "aten.hstack": lambda *tensors: _stacked(1, tensors),
+        "aten.vstack": lambda *tensors: _stacked(2, tensors),
+        "aten.dstack": lambda *tensors: _stacked(3, tensors),
         **{
             f"aten.{name}{overload}": partial(_antialiased, name)
             for name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
@@ -86,6 +89,16 @@ def kernels() -> dict[str, Callable[..., Any]]:
 def _of_dims(reduction: Callable[..., Any], x: Any, *, dim: Sequence[int], keepdim: bool) -> Any:
     """Name the dimensions where no name means all of them."""
     return reduction(x, list(dim) or list(range(x.dim())), keepdim) if x.dim() else x.clone()
+
+
+def _stacked(rank: int, tensors: Sequence[Any]) -> Any:
+    """Write a stack as a concatenation: the exporter maps a function over a sequence, which takes no floats."""
+    widened = []
+    for x in tensors:
+        x = x.reshape(1) if x.dim() == 0 else x
+        x = x[None] if x.dim() == 1 and rank > 1 else x
+        widened.append(x[..., None] if x.dim() == 2 and rank > 2 else x)
+    return torch.cat(widened, (min(1, widened[0].dim() - 1), 0, 2)[rank - 1])
 
 
 def _conv(rank: int, x: Any, weight: Any, bias: Any, *, stride: Any, padding: Any, **attributes: Any) -> Any:

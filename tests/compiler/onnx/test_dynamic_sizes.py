@@ -40,6 +40,11 @@ class Of(nn.Module):
         (lambda x: x[..., : -(-x.shape[-1] // 4)], _LONG),
         (lambda x: F.pad(x, (0, -x.shape[-1] % 4)), _LONG),
         (lambda x: x - (-x.shape[-1] // 2), _LONG),
+        (lambda x: x + x.shape[-1], _LONG),
+        (
+            lambda x: torch.hstack([torch.vstack([x, x]), torch.dstack([x[0], x[1]]).sum() + torch.vstack([x, -x])]),
+            _LONG,
+        ),
         (lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False), _WIDE),
         (lambda x: F.avg_pool2d(x, 2, divisor_override=3), _WIDE),
         (lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), _WIDE),
