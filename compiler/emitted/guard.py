@@ -208,7 +208,8 @@ class InputGuard(nn.Module):
             value = _untraced(value)
             if not _same_constant(value, check.constant[0]):
                 raise InputError(
-                    f"argument `{check.name}` is {value!r}, but the program was compiled for {check.constant[0]!r}",
+                    f"argument `{check.name}` is {_shown(value)}, but the program was compiled for "
+                    f"{check.constant[0]!r}",
                     remedy="transform the model with this value among the example inputs",
                 )
         elif check.scalar:
@@ -309,6 +310,12 @@ def container_name(kind: type[Any]) -> str:
     if kind is torch.Size:
         return "tuple"
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor) and value.dim():
+        return f"a tensor of {value.dtype} with shape {list(value.shape)}"
+    return repr(value)
 
 
 def _count(value: Any) -> str:

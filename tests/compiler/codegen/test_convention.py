@@ -240,6 +240,16 @@ def test_the_guard_names_the_input_and_what_was_expected() -> None:
     assert "x: f32[2, 3]" in repr(emitted)
 
 
+def test_a_tensor_in_the_place_of_none_is_named_by_its_type_and_shape() -> None:
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            return x if mask is None else x * mask
+
+    emitted = transform(Net().eval(), (torch.ones(2, 3),)).model
+    with pytest.raises(InputError, match=r"`mask` is a tensor of torch\.float32 with shape \[2, 3\], .* for None"):
+        emitted(torch.ones(2, 3), torch.ones(2, 3))
+
+
 def test_unknown_parts_are_not_checked() -> None:
     d = Draft(None, x=TensorType((None, 3), None, None))
     emitted = d.emit(d.b.relu(d["x"])).module
